@@ -1,0 +1,108 @@
+-- data_flows: what is to run, and when. A DBA edits this table by hand, so the database itself refuses
+-- wrong values and keeps next_run_at.
+
+CREATE TABLE data_flows (
+    id              bigint      GENERATED ALWAYS AS IDENTITY,
+    name            text        NOT NULL,
+    description     text,
+    enabled         boolean     NOT NULL DEFAULT true,
+    configuration   jsonb       NOT NULL DEFAULT '{}',
+    run_interval    integer     NOT NULL,
+    run_timeout     integer,
+    last_run_at     timestamptz,
+    last_run_status text,
+    next_run_at     timestamptz NOT NULL,
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    updated_at      timestamptz NOT NULL DEFAULT now(),
+
+    CONSTRAINT data_flows_pkey PRIMARY KEY (id),
+    CONSTRAINT data_flows_name_unique UNIQUE (name),
+    -- The characters are spelled out because what [[:space:]] matches depends on the database's locale.
+    CONSTRAINT data_flows_name_not_blank CHECK (
+        btrim(name, E' \t\n\v\f\r\u001C\u001D\u001E\u001F\u0085\u00A0\u1680\u2000\u2001\u2002\u2003\u2004\u2005'
+                    '\u2006\u2007\u2008\u2009\u200A\u200B\u2028\u2029\u202F\u205F\u2060\u3000\uFEFF') <> ''
+    ),
+    CONSTRAINT data_flows_name_at_most_200_characters CHECK (char_length(name) <= 200),
+    CONSTRAINT data_flows_configuration_is_object CHECK (jsonb_typeof(configuration) = 'object'),
+    CONSTRAINT data_flows_run_interval_positive CHECK (run_interval > 0),
+    CONSTRAINT data_flows_run_interval_at_most_ten_years CHECK (run_interval <= 315576000),
+    CONSTRAINT data_flows_run_timeout_positive CHECK (run_timeout > 0),
+    CONSTRAINT data_flows_run_timeout_at_most_ten_years CHECK (run_timeout <= 315576000),
+    CONSTRAINT data_flows_last_run_status_known CHECK (
+        last_run_status IN ('pending', 'in_progress', 'success', 'failed')
+    ),
+    -- Infinity, and years that most programs cannot read, would break whoever loads the row.
+    CONSTRAINT data_flows_timestamps_finite CHECK (
+        last_run_at     BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'
+        AND next_run_at BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'
+        AND created_at  BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'
+        AND updated_at  BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'
+    )
+);
+
+-- What a heartbeat asks for: the enabled flows, oldest first.
+CREATE INDEX data_flows_due ON data_flows (next_run_at) WHERE enabled;
+
+-- The flows that say they run: a heartbeat looks here for those whose run has ended without their knowing.
+CREATE INDEX data_flows_unsettled ON data_flows (id) WHERE last_run_status IN ('pending', 'in_progress');
+
+CREATE FUNCTION data_flows_set_next_run_at() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.next_run_at := coalesce(NEW.last_run_at + NEW.run_interval * interval '1 second', now());
+    RETURN NEW;
+END
+$$;
+
+CREATE TRIGGER data_flows_next_run_at_on_insert
+    BEFORE INSERT ON data_flows
+    FOR EACH ROW WHEN (NEW.next_run_at IS NULL)
+    EXECUTE FUNCTION data_flows_set_next_run_at();
+
+-- A statement that changes next_run_at itself means what it says.
+CREATE TRIGGER data_flows_next_run_at_on_update
+    BEFORE UPDATE OF run_interval, last_run_at, next_run_at ON data_flows
+    FOR EACH ROW WHEN (
+        NEW.next_run_at IS NULL
+        OR (NEW.next_run_at = OLD.next_run_at
+            AND (NEW.run_interval <> OLD.run_interval OR NEW.last_run_at IS DISTINCT FROM OLD.last_run_at))
+    )
+    EXECUTE FUNCTION data_flows_set_next_run_at();
+
+CREATE FUNCTION data_flows_set_updated_at() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.updated_at := now();
+    RETURN NEW;
+END
+$$;
+
+-- Only columns that people edit are named: a claim and an outcome do not pay for this.
+CREATE TRIGGER data_flows_updated_at
+    BEFORE UPDATE OF name, description, enabled, configuration, run_interval, run_timeout ON data_flows
+    FOR EACH ROW EXECUTE FUNCTION data_flows_set_updated_at();
+
+COMMENT ON TABLE data_flows IS
+    'What is to run and when: one row a flow. Edit it freely; every change takes effect at the next heartbeat.';
+COMMENT ON COLUMN data_flows.id IS 'Number of the flow, given by the database.';
+COMMENT ON COLUMN data_flows.name IS
+    'Unique, not blank, at most 200 characters. Also the class that runs, unless configuration has a class_name.';
+COMMENT ON COLUMN data_flows.description IS 'For people. Nothing reads it.';
+COMMENT ON COLUMN data_flows.enabled IS
+    'False pauses the schedule; a run that goes on is not stopped. A run asked for by hand runs all the same.';
+COMMENT ON COLUMN data_flows.configuration IS
+    'A JSON object handed to the flow at every run. Its class_name, if any, names the registered class.';
+COMMENT ON COLUMN data_flows.run_interval IS 'Seconds from one run to the next; 1 to ten years.';
+COMMENT ON COLUMN data_flows.run_timeout IS
+    'Seconds that a run may take before it is failed; null for the service''s HEARTBEAT_RUN_TIMEOUT.';
+COMMENT ON COLUMN data_flows.last_run_at IS
+    'When the heartbeat that claimed the last run began (a run without a heartbeat: when it was claimed). Written by the claim.';
+COMMENT ON COLUMN data_flows.last_run_status IS
+    'Status of the last run: pending, in_progress, success or failed; null if none. Written by the claim and the outcome.';
+COMMENT ON COLUMN data_flows.next_run_at IS
+    'When the flow is next due. Set to now() to run at the next heartbeat, to a later time to hold. Kept by the database: last_run_at + run_interval when either changes.';
+COMMENT ON COLUMN data_flows.created_at IS 'When the row was inserted.';
+COMMENT ON COLUMN data_flows.updated_at IS
+    'When name, description, enabled, configuration, run_interval or run_timeout last changed; runs do not touch it.';
+COMMENT ON INDEX data_flows_due IS 'Finds the due flows, oldest first.';
+COMMENT ON INDEX data_flows_unsettled IS 'Finds flows whose last_run_status still says running.';

@@ -1,0 +1,26 @@
+-- data_flow_runners: who is alive. A run is given up when its runner shows no sign of life, never by its own age,
+-- so that a long run is left in peace.
+-- depends: 0001.create-data-flows
+
+CREATE TABLE data_flow_runners (
+    id           uuid        NOT NULL,
+    host         text        NOT NULL,
+    pid          integer     NOT NULL,
+    started_at   timestamptz NOT NULL DEFAULT now(),
+    last_seen_at timestamptz NOT NULL DEFAULT now(),
+
+    CONSTRAINT data_flow_runners_pkey PRIMARY KEY (id),
+    CONSTRAINT data_flow_runners_timestamps_finite CHECK (
+        started_at       BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'
+        AND last_seen_at BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'
+    )
+);
+
+COMMENT ON TABLE data_flow_runners IS
+    'The processes that run flows, one row each. Renewed every third of HEARTBEAT_RUNNER_TTL; gone when the process ends, or when a heartbeat finds it dead.';
+COMMENT ON COLUMN data_flow_runners.id IS 'New for every process start; data_flow_runs.runner_id refers to it.';
+COMMENT ON COLUMN data_flow_runners.host IS 'Name of the machine or container.';
+COMMENT ON COLUMN data_flow_runners.pid IS 'Process id there.';
+COMMENT ON COLUMN data_flow_runners.started_at IS 'When the runner registered.';
+COMMENT ON COLUMN data_flow_runners.last_seen_at IS
+    'Last sign of life. Older than HEARTBEAT_RUNNER_TTL (and than the server''s own start) means dead: its runs are failed by the next heartbeat.';

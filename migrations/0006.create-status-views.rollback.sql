@@ -1,0 +1,2 @@
+DROP VIEW heartbeat_log;
+DROP VIEW data_flow_status;
