@@ -1,0 +1,161 @@
+"""The statements of `sql/` as callables: loaded by aiosql, checked against the schema at start."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import aiosql
+import psycopg
+from aiosql.types import SQLOperationType
+from aiosql.utils import SQLLoadException, SQLParseException
+from psycopg import pq
+from psycopg.pq.abc import PGresult
+from psycopg.rows import namedtuple_row
+
+from heartbeat.errors import QueryError
+
+_PACKAGE = Path(__file__).parent
+
+SHIPPED = _PACKAGE / "sql" if (_PACKAGE / "sql").is_dir() else _PACKAGE.parent / "sql"
+"""Inside the package in a wheel, beside it in a checkout."""
+
+
+class Queries:
+    """The statements by name: `queries.claim(conn, as_of=…, …)`.
+
+    Rows are named tuples. A statement that returns rows returns them all, as a list.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        """Load the SQL files of a directory, the shipped ones by default.
+
+        Raises QueryError, naming the file, for one that aiosql cannot read, and for a statement that is missing,
+        defined twice, or whose parameters are not those of the shipped one.
+        """
+        self._statements = _load(SHIPPED)
+        if directory is not None and directory.resolve() != SHIPPED.resolve():
+            shipped, self._statements = self._statements, _load(directory)
+            _compare(shipped, self._statements, directory)
+        for name, statement in self._statements.items():
+            setattr(self, name, statement.call)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        raise AttributeError(f"no statement is named {name!r}")
+
+    def check(self, conn: psycopg.Connection[Any]) -> None:
+        """Have Postgres parse every statement against the live schema; nothing that they say is done.
+
+        Wants a connection outside a transaction.
+        Raises QueryError with file, statement and Postgres's message for the first that it refuses, or whose
+        columns are not the shipped one's.
+        """
+        shipped = _load(SHIPPED)
+        for name, statement in self._statements.items():
+            columns = statement.describe(conn)
+            if name in shipped and columns != (expected := shipped[name].describe(conn)):
+                raise statement.error(f"returns the columns {columns}, expected {expected}")
+
+
+class _Statement:
+    """One named statement."""
+
+    def __init__(self, file: Path, name: str, function: Any) -> None:
+        self.file = file
+        self.name = name
+        self.operation: SQLOperationType = function.operation
+        self.parameters = sorted(function.parameters or ())
+        self._sql: str = function.sql
+        # A plain aiosql query is a generator that runs when it is consumed: consume it.
+        self.call = _eager(function) if self.operation is SQLOperationType.SELECT else function
+
+    def describe(self, conn: psycopg.Connection[Any]) -> list[str]:
+        """Return the names of the result's columns, as Postgres sees them."""
+        if self.operation is SQLOperationType.SCRIPT:
+            return self._try_script(conn)
+        numbers = {name: f"${number}" for number, name in enumerate(self.parameters, 1)}
+        sql = re.sub(r"%\((\w+)\)s", lambda match: numbers[match[1]], self._sql).replace("%%", "%")
+        parsed = conn.pgconn.prepare(b"", sql.encode())
+        if parsed.status != pq.ExecStatus.COMMAND_OK:
+            raise self.error(_reason(parsed, sql))
+        described = conn.pgconn.describe_prepared(b"")
+        return [(described.fname(column) or b"").decode() for column in range(described.nfields)]
+
+    def _try_script(self, conn: psycopg.Connection[Any]) -> list[str]:
+        """Run a script and take it back: several statements cannot be parsed without being run."""
+        try:
+            self.call(conn)
+        except psycopg.Error as exc:
+            raise self.error(exc.diag.message_primary or str(exc)) from exc
+        finally:
+            conn.rollback()
+        return []
+
+    def error(self, reason: str) -> QueryError:
+        return QueryError(f"{self.file}, {self.name}: {reason}", file=str(self.file), query=self.name)
+
+
+def _eager(function: Callable[..., Iterable[Any]]) -> Callable[..., list[Any]]:
+    def call(conn: psycopg.Connection[Any], **parameters: Any) -> list[Any]:
+        return list(function(conn, **parameters))
+
+    return call
+
+
+def _load(directory: Path) -> dict[str, _Statement]:
+    """Read the files one by one: of a whole directory, aiosql lets a name that two files share win silently."""
+    statements: dict[str, _Statement] = {}
+    files = sorted(directory.glob("*.sql"))
+    if not files:
+        raise QueryError(f"{directory} holds no .sql files", file=str(directory))
+    for file in files:
+        loaded = _load_file(file)
+        for name in loaded.available_queries:
+            function = getattr(loaded, name)
+            if name.endswith("_cursor") and name.removesuffix("_cursor") in loaded.available_queries:
+                continue  # aiosql's companion of every query that returns rows
+            if name in statements:
+                raise QueryError(
+                    f"{file}: {name} stands in {statements[name].file.name} too", file=str(file), query=name
+                )
+            statements[name] = _Statement(file, name, function)
+    return statements
+
+
+def _load_file(file: Path) -> Any:
+    try:
+        return aiosql.from_path(file, "psycopg", kwargs={"row_factory": namedtuple_row})
+    except (SQLParseException, SQLLoadException, ValueError, OSError) as exc:
+        raise QueryError(f"{file}: {exc}", file=str(file)) from exc
+
+
+def _compare(shipped: dict[str, _Statement], given: dict[str, _Statement], directory: Path) -> None:
+    for name, original in shipped.items():
+        if name not in given:
+            file = directory / original.file.name
+            raise QueryError(f"{file}: the statement {name} is missing", file=str(file), query=name)
+        statement = given[name]
+        if statement.parameters != original.parameters:
+            raise statement.error(
+                f"takes ({', '.join(statement.parameters)}), expected ({', '.join(original.parameters)})"
+            )
+        if statement.operation is not original.operation:
+            raise statement.error("the sign behind its parameters is not that of the shipped statement")
+
+
+def _reason(result: PGresult, sql: str) -> str:
+    """Postgres's message, with the line of the statement that it points at."""
+
+    def field(which: pq.DiagnosticField) -> str:
+        return (result.error_field(which) or b"").decode(errors="replace")
+
+    message = (
+        field(pq.DiagnosticField.MESSAGE_PRIMARY) or result.error_message.decode(errors="replace").strip()
+    )
+    position = field(pq.DiagnosticField.STATEMENT_POSITION)
+    if not position:
+        return message
+    line = sql.count("\n", 0, int(position) - 1)
+    return f"{message} (at: {sql.splitlines()[line].strip()})"

@@ -1,0 +1,26 @@
+-- Statements on data_flow_runners: who is alive. (data_flows.sql explains the format.)
+
+-- name: register_runner(runner_id, host, pid)!
+-- A process begins.
+INSERT INTO data_flow_runners (id, host, pid, started_at, last_seen_at)
+VALUES (:runner_id::uuid, :host::text, :pid::integer, statement_timestamp(), statement_timestamp());
+
+-- name: renew_runner(runner_id)!
+-- A sign of life. 0: this runner was given up for dead in the meantime, and must begin anew under another id.
+UPDATE data_flow_runners
+SET last_seen_at = statement_timestamp()
+WHERE id = :runner_id::uuid;
+
+-- name: unregister_runner(runner_id)!
+-- A process ends, with all its runs recorded.
+DELETE FROM data_flow_runners WHERE id = :runner_id::uuid;
+
+-- name: remove_dead_runners(runner_ttl)!
+-- Forget runners that are dead and have no live run. Run it after close_runs_of_dead_runners.
+DELETE FROM data_flow_runners AS runner
+WHERE greatest(runner.last_seen_at, pg_postmaster_start_time())
+        <= statement_timestamp() - :runner_ttl::float8 * interval '1 second'
+    AND NOT EXISTS (
+        SELECT FROM data_flow_runs AS run
+        WHERE run.status = 'in_progress' AND run.runner_id = runner.id
+    );

@@ -1,0 +1,170 @@
+-- Statements on data_flow_runs: what became of the runs that a claim started. (data_flows.sql explains the format.)
+
+-- name: record_outcomes(run_ids, runner_ids, statuses, results, errors, backtraces)
+-- End runs and tell their flows, a batch at a time; returns the ids of those that were ended. A run that is missing
+-- from the answer had been ended by somebody else, or is no longer this runner's: it is left as it stands.
+WITH outcome AS MATERIALIZED (
+    SELECT *
+    FROM unnest(
+        :run_ids::bigint[], :runner_ids::uuid[], :statuses::text[], :results::text[], :errors::text[],
+        :backtraces::text[]
+    ) AS given (run_id, runner_id, status, result, error, backtrace)
+),
+ended AS (
+    UPDATE data_flow_runs AS run
+    SET status = outcome.status,
+        ended_at = greatest(clock_timestamp(), run.started_at),
+        result = outcome.result::jsonb,
+        error = outcome.error,
+        backtrace = outcome.backtrace
+    FROM outcome
+    WHERE run.id = outcome.run_id
+        AND run.runner_id = outcome.runner_id
+        AND run.ended_at IS NULL
+    RETURNING run.id, run.data_flow_id, run.status
+),
+told AS (
+    UPDATE data_flows AS flow
+    SET last_run_status = ended.status
+    FROM ended
+    WHERE flow.id = ended.data_flow_id
+)
+SELECT id AS run_id FROM ended;
+
+-- name: record_outcomes_only(run_ids, runner_ids, statuses, results, errors, backtraces)
+-- The same without telling the flows, for when somebody holds a lock on one of them or on the table: what happened
+-- is on record, and settle_flows tells the flows once they are free.
+WITH outcome AS MATERIALIZED (
+    SELECT *
+    FROM unnest(
+        :run_ids::bigint[], :runner_ids::uuid[], :statuses::text[], :results::text[], :errors::text[],
+        :backtraces::text[]
+    ) AS given (run_id, runner_id, status, result, error, backtrace)
+)
+UPDATE data_flow_runs AS run
+SET status = outcome.status,
+    ended_at = greatest(clock_timestamp(), run.started_at),
+    result = outcome.result::jsonb,
+    error = outcome.error,
+    backtrace = outcome.backtrace
+FROM outcome
+WHERE run.id = outcome.run_id
+    AND run.runner_id = outcome.runner_id
+    AND run.ended_at IS NULL
+RETURNING run.id AS run_id;
+
+-- name: close_runs_of_dead_runners(runner_ttl)!
+-- Fail the runs whose runner shows no sign of life. A runner is judged from its last sign of life or the server's own
+-- start, whichever is later: while the server was down, nobody could renew. 0: everybody is alive.
+WITH dead AS MATERIALIZED (
+    SELECT
+        run.id,
+        coalesce(
+            format(
+                'runner %%s (%%s, pid %%s) died while this ran; it was last seen at %%s',
+                runner.id, runner.host, runner.pid, runner.last_seen_at
+            ),
+            format('runner %%s is gone without having ended this run', run.runner_id)
+        ) AS error
+    FROM data_flow_runs AS run
+    LEFT JOIN data_flow_runners AS runner ON runner.id = run.runner_id
+    WHERE run.status = 'in_progress'
+        AND (
+            runner.id IS NULL
+            OR greatest(runner.last_seen_at, pg_postmaster_start_time())
+                <= statement_timestamp() - :runner_ttl::float8 * interval '1 second'
+        )
+    FOR UPDATE OF run SKIP LOCKED
+)
+UPDATE data_flow_runs AS run
+SET status = 'failed',
+    ended_at = greatest(clock_timestamp(), run.started_at),
+    error = dead.error
+FROM dead
+WHERE run.id = dead.id AND run.status = 'in_progress';
+
+-- name: live_run_ids(runner_id)
+-- The runs that stand under a runner's name. No row: none.
+SELECT run.id AS run_id
+FROM data_flow_runs AS run
+WHERE run.status = 'in_progress' AND run.runner_id = :runner_id::uuid;
+
+-- name: get_run(run_id)^
+-- One run with its flow's name. No row: it was deleted.
+SELECT
+    run.id,
+    run.data_flow_id,
+    flow.name AS flow_name,
+    run.heartbeat_id,
+    run.runner_id,
+    run.status,
+    run.scheduled_for,
+    run.started_at,
+    run.ended_at,
+    run.duration,
+    run.result::text AS result,
+    run.error,
+    run.backtrace,
+    run.created_at
+FROM data_flow_runs AS run
+JOIN data_flows AS flow ON flow.id = run.data_flow_id
+WHERE run.id = :run_id::bigint;
+
+-- name: list_runs(max_rows)
+-- The newest runs of all flows, newest first. No row: nothing ever ran.
+SELECT
+    run.id,
+    run.data_flow_id,
+    flow.name AS flow_name,
+    run.heartbeat_id,
+    run.runner_id,
+    run.status,
+    run.scheduled_for,
+    run.started_at,
+    run.ended_at,
+    run.duration,
+    run.result::text AS result,
+    run.error,
+    run.backtrace,
+    run.created_at
+FROM data_flow_runs AS run
+JOIN data_flows AS flow ON flow.id = run.data_flow_id
+ORDER BY run.id DESC
+LIMIT :max_rows::bigint;
+
+-- name: list_runs_of_flow(data_flow_id, max_rows)
+-- The newest runs of one flow, newest first. No row: it never ran.
+SELECT
+    run.id,
+    run.data_flow_id,
+    flow.name AS flow_name,
+    run.heartbeat_id,
+    run.runner_id,
+    run.status,
+    run.scheduled_for,
+    run.started_at,
+    run.ended_at,
+    run.duration,
+    run.result::text AS result,
+    run.error,
+    run.backtrace,
+    run.created_at
+FROM data_flow_runs AS run
+JOIN data_flows AS flow ON flow.id = run.data_flow_id
+WHERE run.data_flow_id = :data_flow_id::bigint
+ORDER BY run.id DESC
+LIMIT :max_rows::bigint;
+
+-- name: prune_runs(retention_days, max_rows)!
+-- Delete ended runs older than the retention, from among the max_rows oldest runs, so that it never reads further
+-- than it deletes. Fewer than max_rows: the rest is younger.
+WITH oldest AS MATERIALIZED (
+    SELECT run.id, run.ended_at
+    FROM data_flow_runs AS run
+    ORDER BY run.id
+    LIMIT :max_rows::bigint
+)
+DELETE FROM data_flow_runs AS run
+USING oldest
+WHERE run.id = oldest.id
+    AND oldest.ended_at < statement_timestamp() - :retention_days::float8 * interval '1 day';

@@ -1,0 +1,271 @@
+-- Statements on data_flows: what is due, and the claim. Start reading here.
+--
+-- The format (aiosql): a statement begins with its name, its parameters in brackets, and what it returns:
+--   (nothing) rows      ^ one row or none      $ one value or none      ! the number of rows changed
+-- The comment under the name says what it does and what "no row" means. Parameters are written :name.
+-- Do not write a colon and a word in a comment behind code, nor a bare percent sign anywhere: write it twice.
+--
+-- How a heartbeat works: open_heartbeat (heartbeats.sql) counts what is due at that moment, as_of. Then claim, below,
+-- takes some of it, again and again; each claim commits at once, so no lock is held while a flow runs. As runs end,
+-- record_outcomes (data_flow_runs.sql) writes what happened. close_heartbeat (heartbeats.sql) ends it.
+--
+-- Due is: enabled, no live run, no stuck thread, and next_run_at not after as_of, give or take run_tolerance
+-- seconds, which count for at most a tenth of the flow's interval. The condition stands in due_to_run, claim and
+-- open_heartbeat; a flow that changes while it is looked at is decided by the claim, which locks it.
+-- OFFSET 0 keeps the planner from turning the two look-ups into joins: one index probe a flow is what we want,
+-- and a join, planned while few runs were live, compares every due flow with every live run.
+
+-- name: due_to_run(as_of, run_tolerance)
+-- The flows that are due at a moment, oldest first. No row: nothing is due.
+SELECT
+    flow.id,
+    flow.name,
+    flow.description,
+    flow.enabled,
+    flow.configuration::text AS configuration,
+    flow.run_interval,
+    flow.run_timeout,
+    flow.last_run_at,
+    flow.last_run_status,
+    flow.next_run_at,
+    flow.created_at,
+    flow.updated_at
+FROM data_flows AS flow
+WHERE flow.enabled
+    AND flow.next_run_at <= :as_of::timestamptz + :run_tolerance::float8 * interval '1 second'
+    AND flow.next_run_at <= :as_of::timestamptz
+        + least(:run_tolerance::float8, flow.run_interval * 0.1) * interval '1 second'
+    AND NOT EXISTS (
+        SELECT FROM data_flow_runs AS live
+        WHERE live.data_flow_id = flow.id AND live.status IN ('pending', 'in_progress')
+        OFFSET 0
+    )
+    AND NOT EXISTS (SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = flow.id OFFSET 0)
+ORDER BY flow.next_run_at;
+
+-- name: claim(as_of, run_tolerance, max_runs, heartbeat_id, runner_id, runner_ttl)
+-- Start up to max_runs runs, those asked for first, then the due flows, oldest first, and stamp their flows.
+-- The flow's next turn is counted from as_of, the heartbeat's beginning, so that a flow claimed late in a long
+-- heartbeat is not late for the next one; a hold (a later next_run_at) is left alone.
+-- No row: nothing is left to claim, or others have it locked, or this runner has been given up for dead.
+WITH requested AS MATERIALIZED (
+    SELECT run.id, run.data_flow_id
+    FROM data_flow_runs AS run
+    JOIN data_flows AS flow ON flow.id = run.data_flow_id
+    WHERE run.status = 'pending'
+        AND run.created_at <= :as_of::timestamptz
+        AND NOT EXISTS (SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = flow.id OFFSET 0)
+    ORDER BY run.id
+    LIMIT :max_runs::bigint
+    FOR UPDATE SKIP LOCKED
+),
+due AS MATERIALIZED (
+    SELECT flow.id, flow.next_run_at
+    FROM data_flows AS flow
+    WHERE flow.enabled
+        AND flow.next_run_at <= :as_of::timestamptz + :run_tolerance::float8 * interval '1 second'
+        AND flow.next_run_at <= :as_of::timestamptz
+            + least(:run_tolerance::float8, flow.run_interval * 0.1) * interval '1 second'
+        AND NOT EXISTS (
+            SELECT FROM data_flow_runs AS live
+            WHERE live.data_flow_id = flow.id AND live.status IN ('pending', 'in_progress')
+            OFFSET 0
+        )
+        AND NOT EXISTS (SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = flow.id OFFSET 0)
+    ORDER BY flow.next_run_at
+    LIMIT :max_runs::bigint - (SELECT count(*) FROM requested)
+    FOR UPDATE SKIP LOCKED
+),
+alive AS MATERIALIZED (
+    SELECT runner.id
+    FROM data_flow_runners AS runner
+    WHERE runner.id = :runner_id::uuid
+        AND greatest(runner.last_seen_at, pg_postmaster_start_time())
+            > statement_timestamp() - :runner_ttl::float8 * interval '1 second'
+),
+requested_started AS (
+    UPDATE data_flow_runs AS run
+    SET status = 'in_progress',
+        heartbeat_id = :heartbeat_id::bigint,
+        runner_id = alive.id,
+        started_at = statement_timestamp()
+    FROM requested, alive
+    WHERE run.id = requested.id AND run.status = 'pending'
+    RETURNING run.id, run.data_flow_id
+),
+due_started AS (
+    INSERT INTO data_flow_runs (data_flow_id, heartbeat_id, runner_id, status, scheduled_for, started_at)
+    SELECT due.id, :heartbeat_id::bigint, alive.id, 'in_progress', due.next_run_at, statement_timestamp()
+    FROM due, alive
+    -- Somebody asked for a run of this flow a moment ago: theirs stands.
+    ON CONFLICT (data_flow_id) WHERE status IN ('pending', 'in_progress') DO NOTHING
+    RETURNING id, data_flow_id
+),
+started AS (
+    SELECT id, data_flow_id FROM requested_started
+    UNION ALL
+    SELECT id, data_flow_id FROM due_started
+)
+UPDATE data_flows AS flow
+SET last_run_at = :as_of::timestamptz,
+    last_run_status = 'in_progress',
+    next_run_at = greatest(flow.next_run_at, :as_of::timestamptz + flow.run_interval * interval '1 second')
+FROM started
+WHERE flow.id = started.data_flow_id
+RETURNING
+    started.id AS run_id,
+    flow.id AS data_flow_id,
+    flow.name,
+    flow.configuration::text AS configuration,
+    flow.run_timeout;
+
+-- name: claim_flow(name, runner_id)^
+-- Start one flow now, whatever its schedule says; a run that somebody asked for is taken over.
+-- No row: there is no such flow, or it has a live run or a stuck thread.
+WITH wanted AS MATERIALIZED (
+    SELECT flow.id
+    FROM data_flows AS flow
+    WHERE flow.name = :name::text
+        AND NOT EXISTS (SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = flow.id OFFSET 0)
+    FOR UPDATE
+),
+requested_started AS (
+    UPDATE data_flow_runs AS run
+    SET status = 'in_progress', runner_id = :runner_id::uuid, started_at = statement_timestamp()
+    FROM wanted
+    WHERE run.data_flow_id = wanted.id AND run.status = 'pending'
+    RETURNING run.id, run.data_flow_id
+),
+newly_started AS (
+    INSERT INTO data_flow_runs (data_flow_id, runner_id, status, scheduled_for, started_at)
+    SELECT wanted.id, :runner_id::uuid, 'in_progress', statement_timestamp(), statement_timestamp()
+    FROM wanted
+    WHERE NOT EXISTS (SELECT FROM requested_started)
+    ON CONFLICT (data_flow_id) WHERE status IN ('pending', 'in_progress') DO NOTHING
+    RETURNING id, data_flow_id
+),
+started AS (
+    SELECT id, data_flow_id FROM requested_started
+    UNION ALL
+    SELECT id, data_flow_id FROM newly_started
+)
+UPDATE data_flows AS flow
+SET last_run_at = statement_timestamp(),
+    last_run_status = 'in_progress',
+    next_run_at = greatest(flow.next_run_at, statement_timestamp() + flow.run_interval * interval '1 second')
+FROM started
+WHERE flow.id = started.data_flow_id
+RETURNING
+    started.id AS run_id,
+    flow.id AS data_flow_id,
+    flow.name,
+    flow.configuration::text AS configuration,
+    flow.run_timeout;
+
+-- name: settle_flows()!
+-- Put right the last_run_status of flows that say they run and have no live run: somebody ended the run by hand, or
+-- the flow's row was locked when its run was recorded. Locked rows wait for a later heartbeat. 0: all were right.
+WITH unsettled AS MATERIALIZED (
+    SELECT flow.id, flow.last_run_at
+    FROM data_flows AS flow
+    WHERE flow.last_run_status IN ('pending', 'in_progress')
+        AND NOT EXISTS (
+            SELECT FROM data_flow_runs AS live
+            WHERE live.data_flow_id = flow.id AND live.status IN ('pending', 'in_progress')
+            OFFSET 0
+        )
+    LIMIT 1000
+    FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE data_flows AS flow
+SET last_run_status = (
+    SELECT run.status
+    FROM data_flow_runs AS run
+    WHERE run.data_flow_id = flow.id
+    ORDER BY run.id DESC
+    LIMIT 1
+)
+FROM unsettled
+WHERE flow.id = unsettled.id;
+
+-- name: add_flow(name, description, enabled, configuration, run_interval, run_timeout)^
+-- Insert a flow and return it; the table's constraints are the validation.
+INSERT INTO data_flows (name, description, enabled, configuration, run_interval, run_timeout)
+VALUES (:name::text, :description::text, :enabled::boolean, :configuration::jsonb, :run_interval::integer,
+    :run_timeout::integer)
+RETURNING
+    id,
+    name,
+    description,
+    enabled,
+    configuration::text AS configuration,
+    run_interval,
+    run_timeout,
+    last_run_at,
+    last_run_status,
+    next_run_at,
+    created_at,
+    updated_at;
+
+-- name: add_flow_if_absent(name, description, configuration, run_interval)!
+-- Insert the row of a flow class that names an interval; a row of that name is left as it is. 0: there was one.
+INSERT INTO data_flows (name, description, configuration, run_interval)
+SELECT :name::text, :description::text, :configuration::jsonb, :run_interval::integer
+WHERE NOT EXISTS (SELECT FROM data_flows AS flow WHERE flow.name = :name::text)
+ON CONFLICT (name) DO NOTHING;
+
+-- name: find_flow(name)^
+-- A flow by its name. No row: there is none of that name.
+SELECT
+    flow.id,
+    flow.name,
+    EXISTS (
+        SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = flow.id
+    ) AS has_stuck_thread
+FROM data_flows AS flow
+WHERE flow.name = :name::text;
+
+-- name: list_flows()
+-- Every flow, by name. No row: the table is empty.
+SELECT
+    id,
+    name,
+    description,
+    enabled,
+    configuration::text AS configuration,
+    run_interval,
+    run_timeout,
+    last_run_at,
+    last_run_status,
+    next_run_at,
+    created_at,
+    updated_at
+FROM data_flows
+ORDER BY name;
+
+-- name: list_flow_status()
+-- Every flow with how it stands: the columns of data_flow_status with those of data_flows. No row: there are no flows.
+SELECT
+    status.id,
+    status.name,
+    flow.description,
+    status.enabled,
+    flow.configuration::text AS configuration,
+    status.run_interval,
+    flow.run_timeout,
+    status.last_run_status,
+    status.last_error,
+    status.last_run_at,
+    status.next_run_at,
+    status.overdue,
+    status.overdue_by,
+    status.running,
+    status.running_for,
+    status.running_on,
+    status.requested,
+    status.stuck_threads,
+    flow.created_at,
+    flow.updated_at
+FROM data_flow_status AS status
+JOIN data_flows AS flow ON flow.id = status.id
+ORDER BY status.name;

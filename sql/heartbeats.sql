@@ -1,0 +1,187 @@
+-- Statements on heartbeats: the beginning and the end of each. (data_flows.sql explains the format.)
+
+-- name: open_heartbeat(client_ip, runner_id, run_tolerance, runner_ttl)^
+-- Count what is due at this moment and write the heartbeat's row; where nothing is due it is finished at once, and
+-- this is the only statement of the heartbeat. needs_repair says that runs of the dead, heartbeats of the dead or
+-- flows with a stale status are waiting to be put right.
+WITH due AS (
+    SELECT count(*) AS flows
+    FROM data_flows AS flow
+    WHERE flow.enabled
+        AND flow.next_run_at <= statement_timestamp() + :run_tolerance::float8 * interval '1 second'
+        AND flow.next_run_at <= statement_timestamp()
+            + least(:run_tolerance::float8, flow.run_interval * 0.1) * interval '1 second'
+        AND NOT EXISTS (
+            SELECT FROM data_flow_runs AS live
+            WHERE live.data_flow_id = flow.id AND live.status IN ('pending', 'in_progress')
+            OFFSET 0
+        )
+        AND NOT EXISTS (SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = flow.id OFFSET 0)
+),
+requested AS (
+    SELECT count(*) AS flows
+    FROM data_flow_runs AS run
+    WHERE run.status = 'pending'
+        AND run.created_at <= statement_timestamp()
+        AND NOT EXISTS (
+            SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = run.data_flow_id
+        )
+),
+living AS (
+    SELECT runner.id
+    FROM data_flow_runners AS runner
+    WHERE greatest(runner.last_seen_at, pg_postmaster_start_time())
+        > statement_timestamp() - :runner_ttl::float8 * interval '1 second'
+)
+INSERT INTO heartbeats (client_ip, runner_id, received_at, flows_due, finished_at)
+SELECT
+    :client_ip::inet,
+    :runner_id::uuid,
+    statement_timestamp(),
+    due.flows + requested.flows,
+    CASE WHEN due.flows + requested.flows = 0 THEN statement_timestamp() END
+FROM due, requested
+RETURNING
+    id AS heartbeat_id,
+    received_at AS as_of,
+    flows_due,
+    (
+        SELECT min(flow.next_run_at)
+        FROM data_flows AS flow
+        WHERE flow.enabled AND flow.next_run_at > statement_timestamp()
+    ) AS next_due_at,
+    EXISTS (SELECT FROM data_flow_runners AS runner WHERE runner.id NOT IN (SELECT living.id FROM living))
+    OR EXISTS (
+        SELECT FROM data_flow_runs AS run
+        WHERE run.status = 'in_progress' AND run.runner_id NOT IN (SELECT living.id FROM living)
+    )
+    OR EXISTS (
+        SELECT FROM data_flows AS flow
+        WHERE flow.last_run_status IN ('pending', 'in_progress')
+            AND NOT EXISTS (
+                SELECT FROM data_flow_runs AS live
+                WHERE live.data_flow_id = flow.id AND live.status IN ('pending', 'in_progress')
+                OFFSET 0
+            )
+    ) AS needs_repair;
+
+-- name: recount_heartbeat(heartbeat_id, run_tolerance)^
+-- Count again what is due, after runs of the dead were closed: their flows may be due now.
+WITH beat AS (
+    SELECT beat.id, beat.received_at AS as_of FROM heartbeats AS beat WHERE beat.id = :heartbeat_id::bigint
+),
+due AS (
+    SELECT count(*) AS flows
+    FROM data_flows AS flow, beat
+    WHERE flow.enabled
+        AND flow.next_run_at <= beat.as_of + :run_tolerance::float8 * interval '1 second'
+        AND flow.next_run_at <= beat.as_of
+            + least(:run_tolerance::float8, flow.run_interval * 0.1) * interval '1 second'
+        AND NOT EXISTS (
+            SELECT FROM data_flow_runs AS live
+            WHERE live.data_flow_id = flow.id AND live.status IN ('pending', 'in_progress')
+            OFFSET 0
+        )
+        AND NOT EXISTS (SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = flow.id OFFSET 0)
+),
+requested AS (
+    SELECT count(*) AS flows
+    FROM data_flow_runs AS run, beat
+    WHERE run.status = 'pending'
+        AND run.created_at <= beat.as_of
+        AND NOT EXISTS (
+            SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = run.data_flow_id
+        )
+)
+UPDATE heartbeats AS opened
+SET flows_due = due.flows + requested.flows,
+    finished_at = CASE WHEN due.flows + requested.flows = 0 THEN clock_timestamp() END
+FROM due, requested, beat
+WHERE opened.id = beat.id
+RETURNING opened.flows_due;
+
+-- name: close_heartbeat(heartbeat_id, finished, flows_triggered, flows_succeeded, flows_failed)!
+-- Write a heartbeat's counts; finished says that its last run has ended. 0: the row was pruned.
+UPDATE heartbeats
+SET flows_triggered = :flows_triggered::integer,
+    flows_succeeded = :flows_succeeded::integer,
+    flows_failed = :flows_failed::integer,
+    finished_at = CASE WHEN :finished::boolean THEN greatest(clock_timestamp(), received_at) END
+WHERE id = :heartbeat_id::bigint AND finished_at IS NULL;
+
+-- name: what_remains(as_of, run_tolerance)^
+-- How many flows that were due or asked for at a moment nobody has started yet, and when the next one is due.
+SELECT
+    (
+        SELECT count(*)
+        FROM data_flows AS flow
+        WHERE flow.enabled
+            AND flow.next_run_at <= :as_of::timestamptz + :run_tolerance::float8 * interval '1 second'
+            AND flow.next_run_at <= :as_of::timestamptz
+                + least(:run_tolerance::float8, flow.run_interval * 0.1) * interval '1 second'
+            AND NOT EXISTS (
+                SELECT FROM data_flow_runs AS live
+                WHERE live.data_flow_id = flow.id AND live.status IN ('pending', 'in_progress')
+                OFFSET 0
+            )
+            AND NOT EXISTS (
+                SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = flow.id
+            )
+    ) + (
+        SELECT count(*)
+        FROM data_flow_runs AS run
+        WHERE run.status = 'pending'
+            AND run.created_at <= :as_of::timestamptz
+            AND NOT EXISTS (
+                SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = run.data_flow_id
+            )
+    ) AS flows_remaining,
+    (
+        SELECT min(flow.next_run_at)
+        FROM data_flows AS flow
+        WHERE flow.enabled AND flow.next_run_at > statement_timestamp()
+    ) AS next_due_at;
+
+-- name: close_heartbeats_of_dead_runners(runner_ttl)!
+-- Finish the heartbeats whose process died, with what their runs say. Run it after close_runs_of_dead_runners.
+WITH dead AS MATERIALIZED (
+    SELECT beat.id
+    FROM heartbeats AS beat
+    LEFT JOIN data_flow_runners AS runner ON runner.id = beat.runner_id
+    WHERE beat.finished_at IS NULL
+        AND (
+            runner.id IS NULL
+            OR greatest(runner.last_seen_at, pg_postmaster_start_time())
+                <= statement_timestamp() - :runner_ttl::float8 * interval '1 second'
+        )
+    LIMIT 100
+    FOR UPDATE OF beat SKIP LOCKED
+)
+UPDATE heartbeats AS beat
+SET finished_at = greatest(clock_timestamp(), beat.received_at),
+    flows_triggered = counted.triggered,
+    flows_succeeded = counted.succeeded,
+    flows_failed = counted.failed
+FROM dead
+CROSS JOIN LATERAL (
+    SELECT
+        count(*) AS triggered,
+        count(*) FILTER (WHERE run.status = 'success') AS succeeded,
+        count(*) FILTER (WHERE run.status = 'failed') AS failed
+    FROM data_flow_runs AS run
+    WHERE run.heartbeat_id = dead.id
+) AS counted
+WHERE beat.id = dead.id;
+
+-- name: prune_heartbeats(retention_days, max_rows)!
+-- Delete finished heartbeats older than the retention, from among the max_rows oldest.
+WITH oldest AS MATERIALIZED (
+    SELECT beat.id, beat.finished_at
+    FROM heartbeats AS beat
+    ORDER BY beat.id
+    LIMIT :max_rows::bigint
+)
+DELETE FROM heartbeats AS beat
+USING oldest
+WHERE beat.id = oldest.id
+    AND oldest.finished_at < statement_timestamp() - :retention_days::float8 * interval '1 day';
