@@ -1,0 +1,284 @@
+"""`Heartbeat`: the service without the web, used by the web app and the command line alike."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from types import TracebackType
+from typing import Any, Self
+
+from heartbeat import migrate, validation
+from heartbeat.cleaning import parse_json
+from heartbeat.database import Database
+from heartbeat.deadlines import Deadlines
+from heartbeat.errors import DatabaseUnavailable, FlowNotFound, HeartbeatError, ValidationError
+from heartbeat.flows import DataFlow, Registry
+from heartbeat.models import BeatReport, DataFlowRecord, DataFlowRun, Health
+from heartbeat.pgerrors import translated
+from heartbeat.queries import Queries
+from heartbeat.runner import Runner
+from heartbeat.settings import Settings
+
+_PRUNE_BATCH = 10_000
+
+
+class Heartbeat:
+    """Everything that a heartbeat needs, in one object: `with Heartbeat(flows=[…]) as hb: hb.beat()`."""
+
+    def __init__(
+        self, *, flows: Iterable[type[DataFlow]] = (), settings: Settings | None = None, **overrides: Any
+    ) -> None:
+        """Read the settings, register the flow classes and load the SQL; nothing is connected yet.
+
+        `flows` are classes, besides those of the modules in HEARTBEAT_FLOWS; `overrides` are settings by their
+        lower-case names. Raises SettingsError and QueryError.
+        """
+        self.settings = settings or Settings.load(**overrides)
+        self.registry = Registry(flows, self.settings.flows)
+        self._queries = Queries(self.settings.sql_dir)
+        self._lock = threading.Lock()
+        self._opened: _Opened | None = None
+
+    # ── start and stop ───────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self, *, run_flows: bool = True) -> Self:
+        """Connect and check; with `run_flows`, add the rows of classes that lack one, and begin to run flows.
+
+        Does nothing when it has been done. Raises DatabaseUnavailable, SchemaError and QueryError.
+        """
+        with self._lock:
+            if self._opened is None:
+                self._opened = _Opened.open(self.settings, self._queries)
+            if run_flows and self._opened.runner is None:
+                self._opened.run_flows(self.settings, self.registry, self._queries)
+        return self
+
+    def stop_claiming(self, *, now: bool = False) -> None:
+        """Claim no more and start the drain's clock, or with `now` end it. May be called in a signal handler."""
+        opened = self._opened
+        if opened is not None and opened.runner is not None:
+            opened.runner.stop_claiming(now=now)
+
+    def close(self) -> None:
+        """Drain, record what still runs as failed (interrupted), and disconnect. May be started again."""
+        with self._lock:  # who closes at the same time waits until all is recorded
+            if self._opened is not None:
+                self._opened.close()
+                self._opened = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ── running ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def beat(self, client_ip: str | None = None, *, until_all_ended: bool = False) -> BeatReport:
+        """Run what is due, and return the counts of the HTTP answer.
+
+        Lasts as long as the flows that it started, at most the time budget; with `until_all_ended`, until the
+        last has ended. Raises DatabaseUnavailable.
+        """
+        return self._runner.beat(client_ip, until_all_ended=until_all_ended)
+
+    def trigger_run(self, name: str) -> DataFlowRun:
+        """Run one flow now, in this process, whatever its schedule says, and return the run.
+
+        Raises what the flow raised, after recording it; FlowNotFound; AlreadyRunning; DatabaseUnavailable.
+        """
+        outcome = self._runner.run_now(_name(name))
+        if outcome.exception is not None:
+            raise outcome.exception
+        with self._database.transaction() as conn:
+            row = self._queries.get_run(conn, run_id=outcome.run.run_id)
+        if row is None:
+            raise FlowNotFound(name)
+        return _run(row)
+
+    def health(self) -> Health:
+        """Say whether the database is reachable and its schema current. Never raises; takes four seconds at most."""
+        opened = self._opened
+        if opened is None:
+            return Health(ok=False, reason="not started")
+        stuck = opened.runner.stuck_threads if opened.runner else 0
+        try:
+            with opened.database.transaction(timeout=2.0) as conn:
+                migrate.check_schema(conn, self._queries)
+        except HeartbeatError as exc:
+            return Health(ok=False, stuck_threads=stuck, reason=str(exc))
+        return Health(ok=True, stuck_threads=stuck)
+
+    # ── flows and their history ──────────────────────────────────────────────────────────────────────────────
+
+    def add_flow(
+        self,
+        name: str,
+        *,
+        run_interval: int,
+        description: str | None = None,
+        enabled: bool = True,
+        configuration: dict[str, Any] | None = None,
+        run_timeout: int | None = None,
+    ) -> DataFlowRecord:
+        """Insert a flow; `run_interval` and `run_timeout` are whole seconds.
+
+        Raises ValidationError, whose `field` names the column.
+        """
+        values = {
+            "name": validation.text("name", name),
+            "description": None if description is None else validation.text("description", description),
+            "enabled": validation.boolean("enabled", enabled),
+            "configuration": validation.json_object(
+                "configuration", {} if configuration is None else configuration
+            ),
+            "run_interval": validation.whole_number("run_interval", run_interval),
+            "run_timeout": None
+            if run_timeout is None
+            else validation.whole_number("run_timeout", run_timeout),
+        }
+        try:
+            with self._database.transaction() as conn:
+                return _record(self._queries.add_flow(conn, **values))
+        except ValidationError as exc:
+            given = {"name": name, "run_interval": run_interval, "run_timeout": run_timeout}
+            raise ValidationError(
+                f"{exc}; got {given[exc.field]!r:.100}" if exc.field in given else str(exc),
+                field=exc.field,
+                value=given.get(exc.field or ""),
+            ) from exc
+
+    def due_to_run(self) -> list[DataFlowRecord]:
+        """Return the flows that are due now, oldest first."""
+        with self._database.transaction() as conn:
+            moment = self._queries.database_time(conn)
+            rows = self._queries.due_to_run(conn, as_of=moment, run_tolerance=self.settings.run_tolerance)
+        return [_record(row) for row in rows]
+
+    def flows(self) -> list[DataFlowRecord]:
+        """Return every flow, by name."""
+        with self._database.transaction() as conn:
+            return [_record(row) for row in self._queries.list_flows(conn)]
+
+    def flow_status(self) -> list[dict[str, Any]]:
+        """Return every flow with how it stands: the columns of data_flow_status and of data_flows."""
+        with self._database.transaction(timeout=60.0) as conn:
+            rows = self._queries.list_flow_status(conn)
+        return [{**row._asdict(), "configuration": parse_json(row.configuration)} for row in rows]
+
+    def runs(self, name: str | None = None, *, limit: int = 20) -> list[DataFlowRun]:
+        """Return the newest runs, of one flow or of all, newest first. Raises FlowNotFound."""
+        limit = validation.whole_number("limit", limit)
+        with self._database.transaction() as conn:
+            if name is None:
+                rows = self._queries.list_runs(conn, max_rows=limit)
+            else:
+                flow = self._queries.find_flow(conn, name=_name(name))
+                if flow is None:
+                    raise FlowNotFound(name)
+                rows = self._queries.list_runs_of_flow(conn, data_flow_id=flow.id, max_rows=limit)
+        return [_run(row) for row in rows]
+
+    def prune(self, progress: Callable[[int], None] | None = None) -> int:
+        """Delete all ended runs and heartbeats older than the retention; returns how many rows.
+
+        Works in batches, and calls `progress` with each one's count. A retention of 0 keeps everything.
+        """
+        total = 0
+        for statement in (self._queries.prune_runs, self._queries.prune_heartbeats):
+            while self.settings.retention_days:
+                with self._database.transaction(timeout=60.0) as conn:
+                    deleted = statement(
+                        conn, retention_days=self.settings.retention_days, max_rows=_PRUNE_BATCH
+                    )
+                if deleted == 0:
+                    break
+                total += deleted
+                if progress is not None:
+                    progress(deleted)
+        return total
+
+    @property
+    def _database(self) -> Database:
+        opened = self._opened
+        if opened is None:
+            raise DatabaseUnavailable("the service is not started; use `with Heartbeat(…) as hb:`")
+        return opened.database
+
+    @property
+    def _runner(self) -> Runner:
+        opened = self._opened
+        if opened is None or opened.runner is None:
+            raise DatabaseUnavailable("the service is not started; use `with Heartbeat(…) as hb:`")
+        return opened.runner
+
+
+class _Opened:
+    """What a started service holds and must give back."""
+
+    def __init__(self, database: Database, deadlines: Deadlines) -> None:
+        self.database = database
+        self.deadlines = deadlines
+        self.runner: Runner | None = None
+
+    @classmethod
+    def open(cls, settings: Settings, queries: Queries) -> _Opened:
+        deadlines = Deadlines()
+        deadlines.start()
+        opened = cls(Database(settings, queries, deadlines), deadlines)
+        try:
+            opened.database.open()
+            if opened.database.is_embedded:
+                migrate.upgrade(opened.database.url)
+            with closing(opened.database.connect()) as conn, translated():
+                migrate.check_schema(conn, queries)
+                queries.check(conn)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    def run_flows(self, settings: Settings, registry: Registry, queries: Queries) -> None:
+        with self.database.transaction() as conn:
+            for cls in registry.classes:
+                if cls.run_interval is not None:
+                    _add_row_of(cls, conn, queries)
+        runner = Runner(settings, registry, self.database, queries, self.deadlines)
+        runner.start()
+        self.runner = runner
+
+    def close(self) -> None:
+        if self.runner is not None:
+            self.runner.close()
+        self.database.close()
+        self.deadlines.stop()
+
+
+def _add_row_of(cls: type[DataFlow], conn: Any, queries: Queries) -> None:
+    """Insert the row of a class that names an interval; never touches one that is there."""
+    name = cls.name or cls.__name__
+    queries.add_flow_if_absent(
+        conn,
+        name=name,
+        description=(cls.__doc__ or "").strip().split("\n", 1)[0] or None,
+        configuration=json.dumps({} if name == cls.__name__ else {"class_name": cls.__name__}),
+        run_interval=cls.run_interval,
+    )
+
+
+def _record(row: Any) -> DataFlowRecord:
+    return DataFlowRecord(**{**row._asdict(), "configuration": parse_json(row.configuration)})
+
+
+def _run(row: Any) -> DataFlowRun:
+    return DataFlowRun(**{**row._asdict(), "result": parse_json(row.result)})
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise FlowNotFound(str(value))
+    return value

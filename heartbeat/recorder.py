@@ -1,0 +1,168 @@
+"""Writes what became of runs: one thread, one statement for whatever has ended since the last."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+
+from heartbeat.database import Database
+from heartbeat.errors import DatabaseUnavailable, HeartbeatError, LockTimeout
+from heartbeat.queries import Queries
+from heartbeat.runs import Beat, ClaimedRun, Outcome
+
+log = logging.getLogger("heartbeat")
+
+_BATCH = 1000
+"""Most outcomes in one statement."""
+
+_BATCH_BYTES = 4_000_000
+"""Most text in one statement: results and backtraces can be large."""
+
+_RETRY = 0.25
+"""Seconds between attempts while the database is away."""
+
+_LOCK_PATIENCE = 0.2
+"""Seconds that an outcome waits for a locked flow before it is recorded without telling the flow."""
+
+_RATE_WINDOW = 0.1
+"""Seconds over which `recent` counts."""
+
+
+class Recorder:
+    """Takes outcomes from any thread and keeps them until they are on record."""
+
+    def __init__(
+        self, database: Database, queries: Queries, on_recorded: Callable[[ClaimedRun], None]
+    ) -> None:
+        self._database = database
+        self._queries = queries
+        self._on_recorded = on_recorded
+        self._waiting: deque[Outcome] = deque()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._taken: deque[tuple[float, int]] = deque(maxlen=256)
+        self._thread = threading.Thread(target=self._work, name="heartbeat-recorder", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, outcome: Outcome) -> None:
+        """Hand over an outcome; returns at once."""
+        self._waiting.append(outcome)
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def recent(self) -> int:
+        """How many runs ended in the last 100 milliseconds."""
+        since = time.monotonic() - _RATE_WINDOW
+        return sum(count for when, count in list(self._taken) if when >= since)
+
+    def stop(self) -> None:
+        """Stop writing; what is not on record by now is left to whoever finds this runner dead."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(timeout=1.0)
+
+    def _work(self) -> None:
+        while not self._stopping:
+            self._wake.wait()
+            self._wake.clear()
+            while batch := self._take():
+                self._write_until_written(batch)
+
+    def _take(self) -> list[Outcome]:
+        batch: list[Outcome] = []
+        size = 0
+        while self._waiting and len(batch) < _BATCH and size < _BATCH_BYTES:
+            outcome = self._waiting.popleft()
+            size += sum(len(text) for text in (outcome.result, outcome.error, outcome.backtrace) if text)
+            batch.append(outcome)
+        if batch:
+            self._taken.append((time.monotonic(), len(batch)))
+        return batch
+
+    def _write_until_written(self, batch: list[Outcome]) -> None:
+        """Write a batch, however long the database is away, unless the process stops before."""
+        warned = False
+        while not self._stopping:
+            try:
+                self._write(batch)
+            except DatabaseUnavailable as exc:
+                if not warned:
+                    log.warning("%d outcomes wait for the database: %s", len(batch), exc)
+                    warned = True
+                time.sleep(_RETRY)
+            except HeartbeatError:
+                log.exception("a batch of %d outcomes was refused; recording them one by one", len(batch))
+                for outcome in batch:
+                    self._write_alone(outcome)
+                return
+            else:
+                return
+
+    def _write_alone(self, outcome: Outcome) -> None:
+        """Record one outcome; if the database refuses even that, record that it did."""
+        try:
+            self._write([outcome])
+        except DatabaseUnavailable:
+            self._waiting.append(outcome)
+        except HeartbeatError as exc:
+            outcome.status, outcome.result, outcome.backtrace = "failed", None, None
+            outcome.error = f"the outcome could not be recorded: {type(exc).__name__}"
+            try:
+                self._write([outcome])
+            except HeartbeatError:
+                log.exception("run %d cannot be recorded at all", outcome.run.run_id)
+                self._finish([outcome], set())
+
+    def _write(self, batch: Sequence[Outcome]) -> None:
+        for outcome in batch:
+            if outcome.thread_lives:
+                self._note_stuck_thread(outcome)
+        try:
+            written = self._record(self._queries.record_outcomes, batch)
+        except LockTimeout:
+            # Somebody sits on one of the flows, or on the table: what happened goes on record all the same.
+            written = self._record(self._queries.record_outcomes_only, batch)
+        self._finish(batch, written)
+
+    def _record(self, statement: Callable[..., list[tuple[int]]], batch: Sequence[Outcome]) -> set[int]:
+        with self._database.transaction(lock_timeout=_LOCK_PATIENCE) as conn:
+            rows = statement(
+                conn,
+                run_ids=[outcome.run.run_id for outcome in batch],
+                runner_ids=[outcome.run.lease.id for outcome in batch],
+                statuses=[outcome.status for outcome in batch],
+                results=[outcome.result for outcome in batch],
+                errors=[outcome.error for outcome in batch],
+                backtraces=[outcome.backtrace for outcome in batch],
+            )
+        return {run_id for (run_id,) in rows}
+
+    def _note_stuck_thread(self, outcome: Outcome) -> None:
+        with self._database.transaction() as conn:
+            self._queries.add_stuck_thread(conn, run_id=outcome.run.run_id, runner_id=outcome.run.lease.id)
+
+    def _finish(self, batch: Sequence[Outcome], written: set[int]) -> None:
+        """Tell everybody who waits. A run that somebody else ended counts as failed: so it stands on record."""
+        succeeded: Counter[Beat] = Counter()
+        failed: Counter[Beat] = Counter()
+        for outcome in batch:
+            run = outcome.run
+            is_success = outcome.status == "success" and run.run_id in written
+            if run.run_id not in written:
+                log.warning(
+                    "run %d of %s had been ended by somebody else; its outcome (%s) was not written",
+                    run.run_id, run.name, outcome.status,
+                    extra={"event": "late_outcome", "flow": run.name, "run_id": run.run_id},
+                )  # fmt: skip
+            self._on_recorded(run)
+            if run.done is not None:
+                run.done.set_result(outcome)
+            if run.beat is not None:
+                (succeeded if is_success else failed)[run.beat] += 1
+        for beat in succeeded.keys() | failed.keys():
+            beat.recorded(succeeded[beat], failed[beat])

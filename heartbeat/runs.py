@@ -1,0 +1,125 @@
+"""A run on its way through this process, and the heartbeat that it belongs to."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from psycopg import Connection
+
+from heartbeat.flows import DataFlow
+from heartbeat.lease import Lease
+
+
+class LiveRuns:
+    """The runs that this process has claimed and not yet put on record."""
+
+    def __init__(self) -> None:
+        self.claiming = threading.Lock()
+        """Held while a claim is under way: whoever gets it knows that every claimed run is in here."""
+        self._runs: dict[int, ClaimedRun] = {}
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def add(self, runs: Iterable[ClaimedRun]) -> None:
+        self._runs.update((run.run_id, run) for run in runs)
+
+    def remove(self, run: ClaimedRun) -> None:
+        self._runs.pop(run.run_id, None)
+
+    def unknown(self, run_ids: set[int]) -> set[int]:
+        """Return the ids that are none of ours, once no claim is under way."""
+        with self.claiming:
+            return run_ids - self._runs.keys()
+
+
+class Beat:
+    """The counts of one heartbeat, kept as its runs are claimed and recorded."""
+
+    def __init__(self, heartbeat_id: int, as_of: datetime, flows_due: int) -> None:
+        self.heartbeat_id = heartbeat_id
+        self.as_of = as_of
+        self.flows_due = flows_due
+        self.triggered = 0
+        self.succeeded = 0
+        self.failed = 0
+        self._on_finished: Callable[[Beat], None] | None = None
+        self._changed = threading.Condition()
+
+    @property
+    def running(self) -> int:
+        """Runs claimed and not recorded."""
+        return self.triggered - self.succeeded - self.failed
+
+    def claimed(self, count: int) -> None:
+        with self._changed:
+            self.triggered += count
+
+    def recorded(self, succeeded: int, failed: int) -> None:
+        """Count runs whose end is on record; the last one wakes whoever waits."""
+        with self._changed:
+            self.succeeded += succeeded
+            self.failed += failed
+            if self.running:
+                return
+            self._changed.notify_all()
+            finished = self._on_finished
+        if finished is not None:
+            finished(self)
+
+    def wait(self, deadline: Callable[[], float]) -> None:
+        """Wait until every run is recorded, or until a time of `time.monotonic()` that may move."""
+        with self._changed:
+            while self.running and (left := deadline() - time.monotonic()) > 0:
+                self._changed.wait(min(left, 0.5))
+
+    def answer(self, on_finished: Callable[[Beat], None]) -> bool:
+        """Say that the heartbeat is being answered: True if it has finished, else `on_finished` will be called."""
+        with self._changed:
+            if self.running:
+                self._on_finished = on_finished
+            return not self.running
+
+
+@dataclass(slots=True, eq=False)
+class ClaimedRun:
+    """A run that this process has claimed and must bring to an end."""
+
+    run_id: int
+    data_flow_id: int
+    name: str
+    configuration: str
+    timeout: float
+    lease: Lease
+    beat: Beat | None = None
+    done: Future[Outcome] | None = None
+    """For whoever waits for this one run; set when its end is on record."""
+    flow: DataFlow | None = None
+    cancel: Callable[[], None] | None = None
+    """Ends the wait of the thread that runs it: set for async flows."""
+    connections: list[Connection[Any]] = field(default_factory=list)
+    """Connections lent to it right now, so that a query which overstays can be cancelled."""
+    thread_lost: bool = False
+    """It timed out and keeps its thread, which another one has replaced."""
+    execution_ended: bool = False
+    """Nothing of it goes on any more, although its outcome was decided before."""
+
+
+@dataclass(slots=True, eq=False)
+class Outcome:
+    """How a run ended, fit for the database."""
+
+    run: ClaimedRun
+    status: Literal["success", "failed"]
+    result: str | None = None
+    error: str | None = None
+    backtrace: str | None = None
+    exception: BaseException | None = None
+    thread_lives: bool = False
+    """The run timed out and its thread goes on: the flow must not start again."""

@@ -1,0 +1,268 @@
+"""The threads that run flows: at most so many at once, and none of them lost to a flow that never returns."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+
+from heartbeat.cleaning import backtrace_text, error_text, result_json
+from heartbeat.database import Database
+from heartbeat.deadlines import Deadlines
+from heartbeat.eventloop import EventLoop
+from heartbeat.flows import DataFlow, Registry
+from heartbeat.runs import ClaimedRun, Outcome
+
+log = logging.getLogger("heartbeat")
+
+_CLAIM_AHEAD = 1000
+"""Most runs claimed and not begun, however fast they end."""
+
+
+class RunTimeout(Exception):
+    """A run took longer than it may. Only ever seen as a run's error."""
+
+
+class Interrupted(Exception):
+    """The process stopped before the run had ended. Only ever seen as a run's error."""
+
+
+class Workers:
+    """Runs claimed work and hands each outcome to `on_outcome`, exactly once.
+
+    Whoever takes a run out of `_active` owns its outcome: the thread that ran it, the timeout, or the shutdown.
+    """
+
+    def __init__(
+        self,
+        concurrency: int,
+        registry: Registry,
+        database: Database,
+        deadlines: Deadlines,
+        on_outcome: Callable[[Outcome], None],
+        on_thread_ended: Callable[[ClaimedRun], None],
+        recent: Callable[[], int],
+    ) -> None:
+        self._concurrency = concurrency
+        self._registry = registry
+        self._database = database
+        self._deadlines = deadlines
+        self._on_outcome = on_outcome
+        self._on_thread_ended = on_thread_ended
+        self._recent = recent
+        self._loop = EventLoop(deadlines)
+        self._queue: deque[ClaimedRun] = deque()
+        self._active: dict[int, ClaimedRun] = {}
+        self._stuck: dict[int, ClaimedRun] = {}
+        self._giving_up = threading.Lock()
+        self._has_work = threading.Condition()
+        self._low_water = 0
+        self._hungry = threading.Event()
+        self._stopped = False
+
+    def start(self) -> None:
+        for _ in range(self._concurrency):
+            self._start_thread()
+
+    @property
+    def stuck_threads(self) -> int:
+        """Runs that timed out and whose thread has not ended."""
+        return len(self._stuck)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._queue and not self._active
+
+    def room(self) -> int:
+        """How many runs to claim now: 0 while about 100 ms of work is waiting already.
+
+        That is as many as ended in the last 100 ms, and never fewer than there are free threads.
+        """
+        waiting = len(self._queue)
+        ahead = min(_CLAIM_AHEAD, max(self._concurrency - len(self._active), self._recent()))
+        self._low_water = ahead // 2
+        return ahead - waiting if waiting <= self._low_water else 0
+
+    def wait_for_room(self, timeout: float) -> None:
+        """Wait until some work has been taken up."""
+        self._hungry.wait(timeout)
+        self._hungry.clear()
+
+    def put(self, runs: Iterable[ClaimedRun]) -> None:
+        """Queue runs for the threads."""
+        with self._has_work:
+            self._queue.extend(runs)
+            self._has_work.notify(self._concurrency)
+
+    def ask_to_stop(self) -> None:
+        """Tell the flows that run to come to an end."""
+        for run in list(self._active.values()):
+            if run.flow is not None:
+                run.flow.stopping.set()
+
+    def interrupt(self) -> None:
+        """Fail whatever has not ended: the process goes now."""
+        while self._queue:
+            try:
+                run = self._queue.popleft()
+            except IndexError:
+                break
+            self._fail(run, Interrupted("the process stopped before the run began"))
+        for run in list(self._active.values()):
+            if self._active.pop(run.run_id, None) is not None:
+                self._fail(run, Interrupted("the process stopped while this ran"))
+
+    def stop(self) -> None:
+        """Let the threads that wait for work go; one whose flow never returns is abandoned with the process."""
+        self._stopped = True
+        with self._has_work:
+            self._has_work.notify_all()
+        self._loop.stop()
+
+    def _start_thread(self) -> None:
+        threading.Thread(target=self._work, name="heartbeat-flow", daemon=True).start()
+
+    def _work(self) -> None:
+        while (run := self._next()) is not None:
+            self._perform(run)
+            if run.thread_lost:
+                return  # another thread has taken this one's place
+            if len(self._queue) <= self._low_water and not self._hungry.is_set():
+                self._hungry.set()
+
+    def _next(self) -> ClaimedRun | None:
+        try:
+            return self._queue.popleft()
+        except IndexError:
+            pass
+        with self._has_work:
+            while not self._stopped:
+                if self._queue:
+                    return self._queue.popleft()
+                self._has_work.wait()
+        return None
+
+    def _perform(self, run: ClaimedRun) -> None:
+        """Bring a run to its end, whatever the flow does."""
+        self._active[run.run_id] = run
+        key = self._deadlines.add(run.timeout, lambda: self._time_out(run)) if run.timeout else None
+        try:
+            outcome = self._outcome(run)
+        except BaseException as exc:  # noqa: BLE001 - a flow may raise anything; it is its own run's failure
+            outcome = failure(run, exc)
+        if key is not None:
+            self._deadlines.remove(key)
+        if self._active.pop(run.run_id, None) is not None:
+            run.flow = None
+            self._on_outcome(outcome)
+            return
+        with self._giving_up:  # whoever took the run away has decided about this thread by now
+            thread_lost = run.thread_lost
+        if thread_lost:
+            self._execution_ended(run)
+
+    def _outcome(self, run: ClaimedRun) -> Outcome:
+        if not run.lease.is_valid():
+            raise Interrupted("this process could not renew its lease in time and did not begin the run")
+        flow = self._make_flow(run)
+        self._require_active(run)
+        result = flow.run()
+        if inspect.isawaitable(result):
+            result = self._await(run, result)
+        elif inspect.isgenerator(result):
+            result.close()
+            raise TypeError("run() returned a generator, which would never run: take the yield out of it")
+        text, problem = result_json(result)
+        if problem is not None:
+            log.warning(
+                "the result of run %d of %s is kept as text: %s", run.run_id, run.name, problem,
+                extra={"event": "odd_result", "flow": run.name, "run_id": run.run_id},
+            )  # fmt: skip
+        return Outcome(run, "success", result=text)
+
+    def _make_flow(self, run: ClaimedRun) -> DataFlow:
+        try:
+            configuration: dict[str, Any] = json.loads(run.configuration)
+        except (ValueError, RecursionError) as exc:
+            raise ValueError(f"configuration cannot be read: {exc}") from exc
+        flow = self._registry.find(run.name, configuration)(configuration)
+        flow._bind(run.name, run.run_id, configuration, lambda: self._lend_connection(run))
+        run.flow = flow
+        return flow
+
+    def _await(self, run: ClaimedRun, work: Awaitable[Any]) -> Any:
+        """Wait for an async flow on the event loop; a timeout ends the wait, and the flow as soon as it can."""
+        with self._giving_up:
+            self._require_active(run)
+            future, run.cancel = self._loop.submit(work, lambda: self._execution_ended(run))
+        return future.result()
+
+    def _require_active(self, run: ClaimedRun) -> None:
+        if run.run_id not in self._active:
+            raise Interrupted("the run was given up before run() was called")
+
+    @contextmanager
+    def _lend_connection(self, run: ClaimedRun) -> Iterator[psycopg.Connection[Any]]:
+        with self._database.flow_connection() as conn:
+            run.connections.append(conn)
+            try:
+                yield conn
+            finally:
+                run.connections.remove(conn)
+
+    def _time_out(self, run: ClaimedRun) -> None:
+        """Fail a run whose time is up, ask it to end, and give its slot to another thread."""
+        with self._giving_up:
+            if self._active.pop(run.run_id, None) is None:
+                return
+            self._stuck[run.run_id] = run
+            run.thread_lost = run.cancel is None
+        self._fail(run, RunTimeout(f"the run took longer than {run.timeout:g} s"), thread_lives=True)
+        if run.flow is not None:
+            run.flow.stopping.set()
+        if run.cancel is not None:
+            run.cancel()
+        else:
+            self._start_thread()
+        self._database.allow_flow_connections(self._concurrency + len(self._stuck))
+        for conn in list(run.connections):
+            # Cancelling opens a connection of its own, which may take a while.
+            threading.Thread(target=_cancel_query, args=(conn,), daemon=True).start()
+        if run.execution_ended:  # in the same moment
+            self._execution_ended(run)
+
+    def _execution_ended(self, run: ClaimedRun) -> None:
+        """Note that nothing of a run goes on any more; for one that had timed out, its flow may start again."""
+        run.execution_ended = True
+        if self._stuck.pop(run.run_id, None) is not None:
+            log.warning(
+                "run %d of %s has ended after all, after it had timed out", run.run_id, run.name,
+                extra={"event": "stuck_thread_ended", "flow": run.name, "run_id": run.run_id},
+            )  # fmt: skip
+            self._database.allow_flow_connections(self._concurrency + len(self._stuck))
+            self._on_thread_ended(run)
+
+    def _fail(self, run: ClaimedRun, exc: Exception, *, thread_lives: bool = False) -> None:
+        outcome = failure(run, exc)
+        outcome.backtrace = None  # it would show this module, not the flow
+        outcome.thread_lives = thread_lives
+        self._on_outcome(outcome)
+
+
+def failure(run: ClaimedRun, exc: BaseException) -> Outcome:
+    """Make the outcome of a run that raised."""
+    return Outcome(run, "failed", error=error_text(exc), backtrace=backtrace_text(exc), exception=exc)
+
+
+def _cancel_query(conn: psycopg.Connection[Any]) -> None:
+    try:
+        conn.cancel_safe(timeout=5.0)
+    except psycopg.Error as exc:
+        log.warning("a timed-out flow's query could not be cancelled: %s", exc)
