@@ -32,9 +32,8 @@ log = logging.getLogger("heartbeat")
 CONNECT_TIMEOUT = 3
 """Seconds to establish a connection, libpq's own bound. With _CHECK_LIMIT it keeps a 503 within five seconds."""
 
-LOCK_TIMEOUT = 2.0
 STATEMENT_TIMEOUT = 4.0
-"""Seconds that a statement of ours waits for a lock, and takes as a whole: what begin_bounded says."""
+"""Seconds that a statement of ours may take: what begin_bounded says."""
 
 _CHECK_LIMIT = 1.0
 """Seconds for a pooled connection to prove itself: one into a black hole would hang for minutes."""
@@ -111,10 +110,13 @@ class Database:
         self,
         conn: Connection | None = None,
         *,
-        lock_timeout: float = LOCK_TIMEOUT,
         timeout: float = STATEMENT_TIMEOUT,
+        begin: Callable[[Connection], object] | None = None,
     ) -> Iterator[Connection]:
         """Run statements of our own, every wait bounded; the times are seconds.
+
+        `begin` is the statement that begins, begin_bounded by default; one with bounds of its own goes without
+        the times.
 
         Raises DatabaseUnavailable when the database cannot be reached or does not answer in time, LockTimeout
         when somebody else's lock was in the way.
@@ -123,13 +125,9 @@ class Database:
             try:
                 # The server bounds the statement; this bounds the wait for a server that has vanished.
                 with self._deadlines.limit(timeout + 0.5, lambda: sever(connection)):
-                    self._queries.begin_bounded(connection)
-                    if (lock_timeout, timeout) != (LOCK_TIMEOUT, STATEMENT_TIMEOUT):
-                        self._queries.bound_waits(
-                            connection,
-                            lock_timeout=f"{lock_timeout * 1000:.0f}",
-                            statement_timeout=f"{timeout * 1000:.0f}",
-                        )
+                    (begin or self._queries.begin_bounded)(connection)
+                    if timeout != STATEMENT_TIMEOUT:
+                        self._queries.bound_statement(connection, milliseconds=f"{timeout * 1000:.0f}")
                     try:
                         yield connection
                     except BaseException:

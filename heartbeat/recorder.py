@@ -24,9 +24,6 @@ _BATCH_BYTES = 4_000_000
 _RETRY = 0.25
 """Seconds between attempts while the database is away."""
 
-_LOCK_PATIENCE = 0.2
-"""Seconds that an outcome waits for a locked flow before it is recorded without telling the flow."""
-
 _RATE_WINDOW = 0.1
 """Seconds over which `recent` counts."""
 
@@ -123,14 +120,19 @@ class Recorder:
             if outcome.thread_lives:
                 self._note_stuck_thread(outcome)
         try:
-            written = self._record(self._queries.record_outcomes, batch)
+            written = self._record(self._queries.record_outcomes, batch, begin=self._queries.begin_recording)
         except LockTimeout:
             # Somebody sits on one of the flows, or on the table: what happened goes on record all the same.
             written = self._record(self._queries.record_outcomes_only, batch)
         self._finish(batch, written)
 
-    def _record(self, statement: Callable[..., list[tuple[int]]], batch: Sequence[Outcome]) -> set[int]:
-        with self._database.transaction(lock_timeout=_LOCK_PATIENCE) as conn:
+    def _record(
+        self,
+        statement: Callable[..., list[tuple[int]]],
+        batch: Sequence[Outcome],
+        begin: Callable[..., object] | None = None,
+    ) -> set[int]:
+        with self._database.transaction(begin=begin) as conn:
             rows = statement(
                 conn,
                 run_ids=[outcome.run.run_id for outcome in batch],

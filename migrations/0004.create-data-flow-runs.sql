@@ -35,6 +35,9 @@ CREATE TABLE data_flow_runs (
         AND ended_at   BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'
         AND created_at BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'
     )
+) WITH (
+    -- A fifth of some hundred million rows, the default, would be long in coming.
+    autovacuum_vacuum_scale_factor = 0.02
 );
 
 CREATE UNIQUE INDEX data_flow_runs_one_live_run_per_flow

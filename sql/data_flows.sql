@@ -162,32 +162,6 @@ RETURNING
     flow.configuration::text AS configuration,
     flow.run_timeout;
 
--- name: settle_flows()!
--- Put right the last_run_status of flows that say they run and have no live run: somebody ended the run by hand, or
--- the flow's row was locked when its run was recorded. Locked rows wait for a later heartbeat. 0: all were right.
-WITH unsettled AS MATERIALIZED (
-    SELECT flow.id, flow.last_run_at
-    FROM data_flows AS flow
-    WHERE flow.last_run_status IN ('pending', 'in_progress')
-        AND NOT EXISTS (
-            SELECT FROM data_flow_runs AS live
-            WHERE live.data_flow_id = flow.id AND live.status IN ('pending', 'in_progress')
-            OFFSET 0
-        )
-    LIMIT 1000
-    FOR NO KEY UPDATE SKIP LOCKED
-)
-UPDATE data_flows AS flow
-SET last_run_status = (
-    SELECT run.status
-    FROM data_flow_runs AS run
-    WHERE run.data_flow_id = flow.id
-    ORDER BY run.id DESC
-    LIMIT 1
-)
-FROM unsettled
-WHERE flow.id = unsettled.id;
-
 -- name: add_flow(name, description, enabled, configuration, run_interval, run_timeout)^
 -- Insert a flow and return it; the table's constraints are the validation.
 INSERT INTO data_flows (name, description, enabled, configuration, run_interval, run_timeout)

@@ -55,15 +55,7 @@ RETURNING
         SELECT FROM data_flow_runs AS run
         WHERE run.status = 'in_progress' AND run.runner_id NOT IN (SELECT living.id FROM living)
     )
-    OR EXISTS (
-        SELECT FROM data_flows AS flow
-        WHERE flow.last_run_status IN ('pending', 'in_progress')
-            AND NOT EXISTS (
-                SELECT FROM data_flow_runs AS live
-                WHERE live.data_flow_id = flow.id AND live.status IN ('pending', 'in_progress')
-                OFFSET 0
-            )
-    ) AS needs_repair;
+    OR EXISTS (SELECT FROM data_flow_unsettled) AS needs_repair;
 
 -- name: recount_heartbeat(heartbeat_id, run_tolerance)^
 -- Count again what is due, after runs of the dead were closed: their flows may be due now.

@@ -13,11 +13,22 @@ SET LOCAL enable_mergejoin = off;
 SET LOCAL plan_cache_mode = force_generic_plan;
 SET LOCAL jit = off;
 
--- name: bound_waits(lock_timeout, statement_timeout)^
--- Other bounds for this transaction: how long to wait for a lock, and for a statement as a whole (milliseconds).
-SELECT
-    set_config('lock_timeout', :lock_timeout::text, true) AS lock_timeout,
-    set_config('statement_timeout', :statement_timeout::text, true) AS statement_timeout;
+-- name: begin_recording()#
+-- The same for record_outcomes, which waits for nobody's lock and tells the flows itself (the trigger
+-- data_flow_runs_ended_untold need not).
+BEGIN;
+SET LOCAL lock_timeout = '200ms';
+SET LOCAL statement_timeout = '4s';
+SET LOCAL enable_seqscan = off;
+SET LOCAL enable_hashjoin = off;
+SET LOCAL enable_mergejoin = off;
+SET LOCAL plan_cache_mode = force_generic_plan;
+SET LOCAL jit = off;
+SET LOCAL heartbeat.tells_flows = 'on';
+
+-- name: bound_statement(milliseconds)$
+-- Another bound for this transaction's statements.
+SELECT set_config('statement_timeout', :milliseconds::text, true);
 
 -- name: applied_migrations()
 -- The migrations that the database has had. An error (no such table): none.

@@ -1,5 +1,5 @@
 -- Two views for psql: how the flows stand, and what the heartbeats did.
--- depends: 0005.create-data-flow-stuck-threads
+-- depends: 0006.create-data-flow-unsettled
 
 CREATE VIEW data_flow_status AS
 SELECT
