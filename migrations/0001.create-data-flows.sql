@@ -47,7 +47,9 @@ CREATE TABLE data_flows (
 );
 
 -- What a heartbeat asks for: the enabled flows, oldest first.
-CREATE INDEX data_flows_due ON data_flows (next_run_at) WHERE enabled;
+-- Entries are not deduplicated: flows claimed together share a next_run_at, and taking the dead ones out of a shared entry
+-- was a quarter of the server's time in a drain.
+CREATE INDEX data_flows_due ON data_flows (next_run_at) WITH (deduplicate_items = off) WHERE enabled;
 
 CREATE FUNCTION data_flows_set_next_run_at() RETURNS trigger
 LANGUAGE plpgsql AS $$

@@ -43,6 +43,9 @@ CREATE TABLE data_flow_runs (
 CREATE UNIQUE INDEX data_flow_runs_one_live_run_per_flow
     ON data_flow_runs (data_flow_id) WHERE status IN ('pending', 'in_progress');
 
+-- The runs that were asked for: without it each claim would read through all live runs to find them.
+CREATE INDEX data_flow_runs_pending ON data_flow_runs (id) WHERE status = 'pending';
+
 -- A flow's history, newest first; deleting a flow finds its runs by it.
 CREATE INDEX data_flow_runs_by_flow ON data_flow_runs (data_flow_id, id);
 
@@ -85,5 +88,6 @@ COMMENT ON COLUMN data_flow_runs.error IS 'Why it failed: the exception''s type 
 COMMENT ON COLUMN data_flow_runs.backtrace IS 'The Python traceback, if there was one; long ones are cut in the middle.';
 COMMENT ON COLUMN data_flow_runs.created_at IS 'When it was asked for or claimed.';
 COMMENT ON INDEX data_flow_runs_one_live_run_per_flow IS 'A flow never has two live runs; also finds the live ones.';
+COMMENT ON INDEX data_flow_runs_pending IS 'Finds the runs that were asked for.';
 COMMENT ON INDEX data_flow_runs_by_flow IS 'A flow''s history.';
 COMMENT ON INDEX data_flow_runs_by_heartbeat IS 'A heartbeat''s runs.';

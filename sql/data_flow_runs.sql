@@ -18,7 +18,7 @@ ended AS (
         error = outcome.error,
         backtrace = outcome.backtrace
     FROM outcome
-    WHERE run.id = outcome.run_id
+    WHERE run.id = ANY (ARRAY[outcome.run_id])
         AND run.runner_id = outcome.runner_id
         AND run.ended_at IS NULL
     RETURNING run.id, run.data_flow_id, run.status
@@ -27,7 +27,7 @@ told AS (
     UPDATE data_flows AS flow
     SET last_run_status = ended.status
     FROM ended
-    WHERE flow.id = ended.data_flow_id
+    WHERE flow.id = ANY (ARRAY[ended.data_flow_id])
 )
 SELECT id AS run_id FROM ended;
 
@@ -48,7 +48,7 @@ SET status = outcome.status,
     error = outcome.error,
     backtrace = outcome.backtrace
 FROM outcome
-WHERE run.id = outcome.run_id
+WHERE run.id = ANY (ARRAY[outcome.run_id])
     AND run.runner_id = outcome.runner_id
     AND run.ended_at IS NULL
 RETURNING run.id AS run_id;

@@ -12,8 +12,10 @@
 -- Due is: enabled, no live run, no stuck thread, and next_run_at not after as_of, give or take run_tolerance
 -- seconds, which count for at most a tenth of the flow's interval. The condition stands in due_to_run, claim and
 -- open_heartbeat; a flow that changes while it is looked at is decided by the claim, which locks it.
--- OFFSET 0 keeps the planner from turning the two look-ups into joins: one index probe a flow is what we want,
--- and a join, planned while few runs were live, compares every due flow with every live run.
+--
+-- Two spellings keep the plans what they must be, one index probe a row, whatever the statistics said when they were
+-- made: OFFSET 0 keeps a look-up from being turned into a join, and "id = ANY (ARRAY[other.id])" is a join that can only
+-- be done by looking up the id. A plan made while a table was small compares every row with every row, for ever.
 
 -- name: due_to_run(as_of, run_tolerance)
 -- The flows that are due at a moment, oldest first. No row: nothing is due.
@@ -90,7 +92,7 @@ requested_started AS (
         runner_id = alive.id,
         started_at = statement_timestamp()
     FROM requested, alive
-    WHERE run.id = requested.id AND run.status = 'pending'
+    WHERE run.id = ANY (ARRAY[requested.id])
     RETURNING run.id, run.data_flow_id
 ),
 due_started AS (
@@ -111,7 +113,7 @@ SET last_run_at = :as_of::timestamptz,
     last_run_status = 'in_progress',
     next_run_at = greatest(flow.next_run_at, :as_of::timestamptz + flow.run_interval * interval '1 second')
 FROM started
-WHERE flow.id = started.data_flow_id
+WHERE flow.id = ANY (ARRAY[started.data_flow_id])
 RETURNING
     started.id AS run_id,
     flow.id AS data_flow_id,
@@ -154,7 +156,7 @@ SET last_run_at = statement_timestamp(),
     last_run_status = 'in_progress',
     next_run_at = greatest(flow.next_run_at, statement_timestamp() + flow.run_interval * interval '1 second')
 FROM started
-WHERE flow.id = started.data_flow_id
+WHERE flow.id = ANY (ARRAY[started.data_flow_id])
 RETURNING
     started.id AS run_id,
     flow.id AS data_flow_id,

@@ -1,15 +1,13 @@
 -- Statements on no table of ours: bounds on waiting, and the migrations. (data_flows.sql explains the format.)
 
 -- name: begin_bounded()#
--- Begin a transaction whose every wait is bounded, in one round trip; and with plans that go by the indexes row by row,
--- also while the tables are new and have no statistics, or have grown since. They are made once a connection:
--- making one takes longer than running it.
+-- Begin a transaction whose every wait is bounded, in one round trip; and with plans that go by the indexes, also while
+-- the tables are new and have no statistics, or have grown since. They are made once a connection: making one takes
+-- longer than running it.
 BEGIN;
 SET LOCAL lock_timeout = '2s';
 SET LOCAL statement_timeout = '4s';
 SET LOCAL enable_seqscan = off;
-SET LOCAL enable_hashjoin = off;
-SET LOCAL enable_mergejoin = off;
 SET LOCAL plan_cache_mode = force_generic_plan;
 SET LOCAL jit = off;
 
@@ -20,8 +18,6 @@ BEGIN;
 SET LOCAL lock_timeout = '200ms';
 SET LOCAL statement_timeout = '4s';
 SET LOCAL enable_seqscan = off;
-SET LOCAL enable_hashjoin = off;
-SET LOCAL enable_mergejoin = off;
 SET LOCAL plan_cache_mode = force_generic_plan;
 SET LOCAL jit = off;
 SET LOCAL heartbeat.tells_flows = 'on';
