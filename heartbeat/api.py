@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from heartbeat import migrate, validation
-from heartbeat.cleaning import parse_json
+from heartbeat.cleaning import parse_json, safe_repr
 from heartbeat.database import Database
 from heartbeat.deadlines import Deadlines
 from heartbeat.errors import DatabaseUnavailable, FlowNotFound, HeartbeatError, ValidationError
@@ -52,7 +52,12 @@ class Heartbeat:
             if self._opened is None:
                 self._opened = _Opened.open(self.settings, self._queries)
             if run_flows and self._opened.runner is None:
-                self._opened.run_flows(self.settings, self.registry, self._queries)
+                try:
+                    self._opened.run_flows(self.settings, self.registry, self._queries)
+                except BaseException:
+                    self._opened.close()
+                    self._opened = None
+                    raise
         return self
 
     def stop_claiming(self, *, now: bool = False) -> None:
@@ -147,7 +152,7 @@ class Heartbeat:
         except ValidationError as exc:
             given = {"name": name, "run_interval": run_interval, "run_timeout": run_timeout}
             raise ValidationError(
-                f"{exc}; got {given[exc.field]!r:.100}" if exc.field in given else str(exc),
+                f"{exc}; got {safe_repr(given[exc.field]):.100}" if exc.field in given else str(exc),
                 field=exc.field,
                 value=given.get(exc.field or ""),
             ) from exc
@@ -172,7 +177,8 @@ class Heartbeat:
 
     def runs(self, name: str | None = None, *, limit: int = 20) -> list[DataFlowRun]:
         """Return the newest runs, of one flow or of all, newest first. Raises FlowNotFound."""
-        limit = validation.whole_number("limit", limit)
+        if validation.whole_number("limit", limit) < 0:
+            raise ValidationError(f"limit must not be negative; got {limit}", field="limit", value=limit)
         with self._database.transaction() as conn:
             if name is None:
                 rows = self._queries.list_runs(conn, max_rows=limit)
@@ -279,6 +285,8 @@ def _run(row: Any) -> DataFlowRun:
 
 
 def _name(value: object) -> str:
-    if not isinstance(value, str) or "\0" in value:
-        raise FlowNotFound(str(value))
-    return value
+    """Accept a name that Postgres could have stored."""
+    try:
+        return validation.text("name", value)
+    except ValidationError as exc:
+        raise FlowNotFound(str(value)) from exc

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import traceback
 from typing import Any
 
@@ -17,6 +18,7 @@ def clean(text: str, limit: int) -> str:
 
     What is too long keeps its head and its tail, where a traceback says most.
     """
+    text = str.__str__(text)  # a subclass's own methods are the flow's, and may raise
     if len(text) > limit:
         half = limit // 2
         text = f"{text[:half]}\n… {len(text) - 2 * half} characters cut …\n{text[-half:]}"
@@ -27,7 +29,7 @@ def error_text(exc: BaseException) -> str:
     """Say what was raised: the type, then its message if it has one."""
     name = type(exc).__qualname__
     try:
-        message = str(exc)
+        message = str.__str__(str(exc))
     except BaseException as failure:  # noqa: BLE001 - a raising __str__ is the flow's failure, not ours
         message = f"(its text cannot be had: {type(failure).__name__})"
     return clean(f"{name}: {message}" if message else name, ERROR_LIMIT)
@@ -55,17 +57,23 @@ def result_json(result: Any) -> tuple[str | None, str | None]:
     try:
         text = json.dumps(result, allow_nan=False, ensure_ascii=False)
         text.encode()  # refuses lone surrogates, as Postgres does
-        if "\\u0000" not in text and len(text) <= RESULT_LIMIT:
+        if not holds_nul(text) and len(text) <= RESULT_LIMIT:
             return text, None
         problem = "it is too large" if len(text) > RESULT_LIMIT else "it holds a NUL character"
     except BaseException as exc:  # noqa: BLE001 - whatever an odd object's methods raise
         problem = f"it is no JSON ({type(exc).__name__})"
-    return json.dumps(clean(_safe_repr(result), _REPR_LIMIT)), problem
+    return json.dumps(clean(safe_repr(result), _REPR_LIMIT)), problem
 
 
-def _safe_repr(value: Any) -> str:
+def holds_nul(json_text: str) -> bool:
+    """Whether a string in JSON text has a NUL character, which jsonb refuses."""
+    return re.search(r"(?<!\\)(\\\\)*\\u0000", json_text) is not None
+
+
+def safe_repr(value: Any) -> str:
+    """Return the repr of anything, also of what raises in it or has too many digits."""
     try:
-        return repr(value)
+        return str.__str__(repr(value))
     except BaseException as exc:  # noqa: BLE001 - see error_text
         return f"({type(value).__name__}, whose repr cannot be had: {type(exc).__name__})"
 

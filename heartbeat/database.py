@@ -16,6 +16,7 @@ from typing import Any
 import psycopg
 from psycopg import errors as pg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from heartbeat.deadlines import Deadlines
@@ -87,7 +88,7 @@ class Database:
         else:
             self._conninfo = bounded_conninfo(self._settings.database_url or "")
         self._own = self._pool("own", _OWN_CONNECTIONS, self._configure_own)
-        self._flows = self._pool("flows", self._settings.concurrency, None, reset=_reset)
+        self._flows = self._pool("flows", self._settings.concurrency, _configure_flows, reset=self._reset)
 
     def close(self) -> None:
         """Close the pools; the last process out stops the embedded server."""
@@ -144,19 +145,18 @@ class Database:
                     self._forget_connections()
                 raise
 
-    @contextmanager
-    def flow_connection(self) -> Iterator[Connection]:
-        """Lend a connection to a flow: commits when the block ends, rolls back when it raises."""
+    def lend_to_flow(self) -> Connection:
+        """Take a connection for a flow; it must be given back. Raises DatabaseUnavailable when none is to be had."""
         if self._flows is None:
             raise DatabaseUnavailable("the database is closed")
         try:
-            conn = self._flows.getconn()
+            return self._flows.getconn()
         except (PoolTimeout, PoolClosed) as exc:
             raise DatabaseUnavailable("no database connection could be had for the flow in time") from exc
-        try:
-            with conn:
-                yield conn
-        finally:
+
+    def take_back(self, conn: Connection) -> None:
+        """Return a flow's connection to the pool, which resets it."""
+        if self._flows is not None:
             self._flows.putconn(conn)
 
     def allow_flow_connections(self, count: int) -> None:
@@ -192,6 +192,15 @@ class Database:
             reset=reset,
             open=True,
         )
+
+    def _reset(self, conn: Connection) -> None:
+        """Take back what a flow may have changed on the server; one that it changed in Python is thrown away."""
+        if _looks_changed(conn):
+            conn.close()
+            return
+        conn.autocommit = True
+        self._queries.discard_session(conn)
+        conn.autocommit = False
 
     def _check(self, conn: Connection) -> None:
         try:
@@ -245,11 +254,15 @@ def _lent(conn: Connection) -> Iterator[Connection]:
     yield conn
 
 
-def _reset(conn: Connection) -> None:
-    """Take back what a flow may have changed, on the server and in Python, before another gets the connection."""
-    conn.autocommit = True
-    conn.execute("DISCARD ALL")
-    conn.autocommit = False
-    conn.row_factory = psycopg.rows.tuple_row
-    conn.isolation_level = conn.read_only = conn.deferrable = None
-    conn.prepare_threshold = 5
+def _configure_flows(conn: Connection) -> None:
+    # DISCARD ALL drops prepared statements behind psycopg's back: it must not believe that it has some.
+    conn.prepare_threshold = None
+
+
+def _looks_changed(conn: Connection) -> bool:
+    return (
+        conn.autocommit
+        or conn.prepare_threshold is not None
+        or conn.row_factory is not tuple_row
+        or (conn.isolation_level, conn.read_only, conn.deferrable) != (None, None, None)
+    )

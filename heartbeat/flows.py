@@ -12,9 +12,14 @@ from typing import Any, ClassVar
 
 import psycopg
 
+from heartbeat.cleaning import error_text, safe_repr
 from heartbeat.errors import HeartbeatError, SettingsError
 
 Connect = Callable[[], AbstractContextManager[psycopg.Connection[Any]]]
+
+_NAME_LIMIT = 200
+_INTERVAL_LIMIT = 315_576_000
+"""What the constraints of data_flows allow: a class is refused at start by its path, not by an INSERT."""
 
 _log = logging.getLogger("heartbeat.flow")
 
@@ -93,7 +98,9 @@ class Registry:
 
     def find(self, name: str, configuration: dict[str, Any]) -> type[DataFlow]:
         """Return the class of a row. Raises LookupError, naming what there is, when it is not registered."""
-        wanted = configuration.get("class_name", name)
+        wanted = configuration.get("class_name")
+        if wanted is None:
+            wanted = name
         if not isinstance(wanted, str):
             raise LookupError(  # noqa: TRY004 - a row's content is wrong, not the program's types
                 f"configuration.class_name is {wanted!r}; expected the name of a registered class"
@@ -127,14 +134,17 @@ def _check(cls: type[DataFlow]) -> None:
         raise SettingsError(f"{path} does not define run()")
     if inspect.isgeneratorfunction(cls.run) or inspect.isasyncgenfunction(cls.run):
         raise SettingsError(f"{path}.run is a generator and would never run: take the yield out of it")
-    if not isinstance(cls.name, str) or (cls.name and not cls.name.strip()):
-        raise SettingsError(f"{path}.name is {cls.name!r}; expected text that is not blank")
+    name = cls.name or cls.__name__ if isinstance(cls.name, str) else None
+    if name is None or not name.strip() or len(name) > _NAME_LIMIT or not name.isprintable():
+        raise SettingsError(
+            f"{path}.name is {safe_repr(cls.name):.100}; expected printable text, at most {_NAME_LIMIT} characters"
+        )
     interval = cls.run_interval
     if interval is not None and (
-        isinstance(interval, bool) or not isinstance(interval, int) or interval <= 0
+        isinstance(interval, bool) or not isinstance(interval, int) or not 0 < interval <= _INTERVAL_LIMIT
     ):
         raise SettingsError(
-            f"{path}.run_interval is {interval!r}; expected a positive whole number of seconds"
+            f"{path}.run_interval is {safe_repr(interval):.100}; expected whole seconds, from 1 to ten years"
         )
 
 
@@ -143,9 +153,8 @@ def _defined_in(module: str) -> list[type[DataFlow]]:
     try:
         imported = importlib.import_module(module)
     except (Exception, SystemExit) as exc:  # whatever a module does at import, the message names it
-        raise SettingsError(
-            f"HEARTBEAT_FLOWS names {module!r}, which cannot be imported: {type(exc).__name__}: {exc}"
-        ) from exc
+        problem = " ".join(error_text(exc).split())
+        raise SettingsError(f"HEARTBEAT_FLOWS names {module!r}, which cannot be imported: {problem}") from exc
     return [
         cls
         for cls in vars(imported).values()

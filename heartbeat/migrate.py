@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +85,19 @@ def _backend(url: str) -> Iterator[PostgresqlPsycopgBackend]:
 
 
 def _step(backend: PostgresqlPsycopgBackend, migration: Any, direction: str) -> str:
+    """Apply or roll back one migration, and note it in the same transaction.
+
+    yoyo's own apply_one notes it in a transaction of its own: a process killed between the two would leave a
+    schema that has the migration and a database that says it has not.
+    """
+    migration.load()
+    # A migration without a transaction (CREATE INDEX CONCURRENTLY) has to bear being applied twice.
+    together = backend.transaction if migration.use_transactions else nullcontext
     try:
-        if direction == "apply":
-            backend.apply_one(migration)
-        else:
-            backend.rollback_one(migration)
+        with together():
+            migration.process_steps(backend, direction)
+            (backend.mark_one if direction == "apply" else backend.unmark_one)(migration, log=False)
+            backend.log_migration(migration, direction)
     except psycopg.Error as exc:
         message = exc.diag.message_primary or str(exc)
         raise SchemaError(f"the migration {migration.id} could not be {_done(direction)}: {message}") from exc

@@ -11,6 +11,15 @@ from psycopg_pool import PoolClosed, PoolTimeout
 
 from heartbeat.errors import DatabaseUnavailable, HeartbeatError, LockTimeout, SchemaError, ValidationError
 
+# What passes when the database is itself again. A standby refuses to write; a session that idled too long was ended.
+_UNAVAILABLE = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    PoolClosed,
+    pg.ReadOnlySqlTransaction,
+    pg.IdleInTransactionSessionTimeout,
+)
+
 
 @contextmanager
 def translated() -> Iterator[None]:
@@ -33,7 +42,9 @@ def translate(exc: Exception) -> HeartbeatError:
         return _invalid(exc)
     if isinstance(exc, PoolTimeout):
         return DatabaseUnavailable("the database did not give a connection in time")
-    return DatabaseUnavailable(f"the database cannot be used: {_message(exc)}")
+    if isinstance(exc, _UNAVAILABLE):
+        return DatabaseUnavailable(f"the database cannot be used: {_message(exc)}")
+    return HeartbeatError(f"the database refused a statement: {_message(exc)}")
 
 
 # The column that a constraint speaks about, and what it asks for. Messages of Postgres are for people and get

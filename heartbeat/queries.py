@@ -72,16 +72,31 @@ class _Statement:
         self.call = _eager(function) if self.operation is SQLOperationType.SELECT else function
 
     def describe(self, conn: psycopg.Connection[Any]) -> list[str]:
-        """Return the names of the result's columns, as Postgres sees them."""
+        """Return the result's columns with their types, as Postgres sees them."""
         if self.operation is SQLOperationType.SCRIPT:
             return self._try_script(conn)
-        numbers = {name: f"${number}" for number, name in enumerate(self.parameters, 1)}
-        sql = re.sub(r"%\((\w+)\)s", lambda match: numbers[match[1]], self._sql).replace("%%", "%")
+        sql = self._numbered()
         parsed = conn.pgconn.prepare(b"", sql.encode())
         if parsed.status != pq.ExecStatus.COMMAND_OK:
             raise self.error(_reason(parsed, sql))
         described = conn.pgconn.describe_prepared(b"")
-        return [(described.fname(column) or b"").decode() for column in range(described.nfields)]
+        return [
+            f"{(described.fname(column) or b'').decode()} {_type_name(conn, described.ftype(column))}"
+            for column in range(described.nfields)
+        ]
+
+    def _numbered(self) -> str:
+        """Return the statement with Postgres's own $1, $2 for parameters, as psycopg will send it."""
+        numbers = {name: f"${number}" for number, name in enumerate(self.parameters, 1)}
+
+        def replaced(match: re.Match[str]) -> str:
+            if match[0] == "%%":
+                return "%"
+            if match[1] is None:
+                raise self.error("a % stands alone in it; write %% for a percent sign")
+            return numbers[match[1]]
+
+        return re.sub(r"%(?:%|\((\w+)\)s|)", replaced, self._sql)
 
     def _try_script(self, conn: psycopg.Connection[Any]) -> list[str]:
         """Run a script and take it back: several statements cannot be parsed without being run."""
@@ -143,6 +158,11 @@ def _compare(shipped: dict[str, _Statement], given: dict[str, _Statement], direc
             )
         if statement.operation is not original.operation:
             raise statement.error("the sign behind its parameters is not that of the shipped statement")
+
+
+def _type_name(conn: psycopg.Connection[Any], oid: int) -> str:
+    known = conn.adapters.types.get(oid)
+    return known.name if known else f"of type {oid}"
 
 
 def _reason(result: PGresult, sql: str) -> str:

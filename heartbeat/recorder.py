@@ -24,9 +24,6 @@ _BATCH_BYTES = 4_000_000
 _RETRY = 0.25
 """Seconds between attempts while the database is away."""
 
-_RATE_WINDOW = 0.1
-"""Seconds over which `recent` counts."""
-
 
 class Recorder:
     """Takes outcomes from any thread and keeps them until they are on record."""
@@ -52,9 +49,9 @@ class Recorder:
         if not self._wake.is_set():
             self._wake.set()
 
-    def recent(self) -> int:
-        """How many runs ended in the last 100 milliseconds."""
-        since = time.monotonic() - _RATE_WINDOW
+    def recent(self, seconds: float) -> int:
+        """How many runs ended in the last so many seconds."""
+        since = time.monotonic() - seconds
         return sum(count for when, count in list(self._taken) if when >= since)
 
     def stop(self) -> None:

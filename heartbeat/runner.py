@@ -141,6 +141,7 @@ class Runner:
         if room == 0 or not self._keeper.lease.is_valid():
             return True
         lease = self._keeper.lease
+        began = time.monotonic()
         with self._database.transaction() as conn:
             rows = self._queries.claim(
                 conn,
@@ -151,6 +152,7 @@ class Runner:
                 runner_id=lease.id,
                 runner_ttl=self._settings.runner_ttl,
             )
+        self._workers.claim_seconds = time.monotonic() - began
         beat.claimed(len(rows))
         self._begin([self._claimed(row, lease, beat) for row in sorted(rows)])
         return len(rows) == room

@@ -166,6 +166,8 @@ class Connection(H11Protocol):
         client = parse_address(self.client[0]) if self.client else None
         fields = {"event": "rejected", "client": client, "status": 400, "reason": "malformed request"}
         logger.warning("rejected", extra=fields)
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # its own answer, if one is still to come, would be one too many
         body = json.dumps({"error": "malformed request"}).encode()
         headers = [
             (b"content-type", b"application/json"),

@@ -25,6 +25,9 @@ log = logging.getLogger("heartbeat")
 _CLAIM_AHEAD = 1000
 """Most runs claimed and not begun, however fast they end."""
 
+_CLAIM_AHEAD_SECONDS = 0.1
+"""How much work is claimed ahead: a slow flow holds up no more than that."""
+
 
 class RunTimeout(Exception):
     """A run took longer than it may. Only ever seen as a run's error."""
@@ -48,7 +51,7 @@ class Workers:
         deadlines: Deadlines,
         on_outcome: Callable[[Outcome], None],
         on_thread_ended: Callable[[ClaimedRun], None],
-        recent: Callable[[], int],
+        recent: Callable[[float], int],
     ) -> None:
         self._concurrency = concurrency
         self._registry = registry
@@ -66,6 +69,8 @@ class Workers:
         self._low_water = 0
         self._hungry = threading.Event()
         self._stopped = False
+        self.claim_seconds = 0.0
+        """How long the last claim took."""
 
     def start(self) -> None:
         for _ in range(self._concurrency):
@@ -81,12 +86,14 @@ class Workers:
         return not self._queue and not self._active
 
     def room(self) -> int:
-        """How many runs to claim now: 0 while about 100 ms of work is waiting already.
+        """How many runs to claim now: 0 while enough work is waiting already.
 
-        That is as many as ended in the last 100 ms, and never fewer than there are free threads.
+        Enough is about 100 ms of it, or twice what a claim takes if that is longer: as many runs as ended in that
+        time lately, and never fewer than there are free threads.
         """
         waiting = len(self._queue)
-        ahead = min(_CLAIM_AHEAD, max(self._concurrency - len(self._active), self._recent()))
+        recent = self._recent(max(_CLAIM_AHEAD_SECONDS, 2 * self.claim_seconds))
+        ahead = min(_CLAIM_AHEAD, max(self._concurrency - len(self._active), recent))
         self._low_water = ahead // 2
         return ahead - waiting if waiting <= self._low_water else 0
 
@@ -159,6 +166,8 @@ class Workers:
             outcome = failure(run, exc)
         if key is not None:
             self._deadlines.remove(key)
+        if run.connections:
+            self._take_back_all(run)
         if self._active.pop(run.run_id, None) is not None:
             run.flow = None
             self._on_outcome(outcome)
@@ -201,8 +210,9 @@ class Workers:
         """Wait for an async flow on the event loop; a timeout ends the wait, and the flow as soon as it can."""
         with self._giving_up:
             self._require_active(run)
-            future, run.cancel = self._loop.submit(work, lambda: self._execution_ended(run))
-        return future.result()
+            job = self._loop.submit(work, lambda: self._execution_ended(run))
+            run.cancel = job.cancel
+        return job.result()
 
     def _require_active(self, run: ClaimedRun) -> None:
         if run.run_id not in self._active:
@@ -210,12 +220,27 @@ class Workers:
 
     @contextmanager
     def _lend_connection(self, run: ClaimedRun) -> Iterator[psycopg.Connection[Any]]:
-        with self._database.flow_connection() as conn:
-            run.connections.append(conn)
-            try:
+        conn = self._database.lend_to_flow()
+        run.connections.append(conn)
+        try:
+            with conn:
                 yield conn
-            finally:
-                run.connections.remove(conn)
+        finally:
+            self._take_back(run, conn)
+
+    def _take_back(self, run: ClaimedRun, conn: psycopg.Connection[Any]) -> None:
+        with self._giving_up:
+            if conn not in run.connections:
+                return
+            run.connections.remove(conn)
+        self._database.take_back(conn)
+
+    def _take_back_all(self, run: ClaimedRun) -> None:
+        """Close what a flow has kept beyond its end, or there would be none left for the others."""
+        for conn in list(run.connections):
+            log.warning("run %d of %s did not give its connection back", run.run_id, run.name)
+            conn.close()
+            self._take_back(run, conn)
 
     def _time_out(self, run: ClaimedRun) -> None:
         """Fail a run whose time is up, ask it to end, and give its slot to another thread."""
@@ -241,6 +266,7 @@ class Workers:
     def _execution_ended(self, run: ClaimedRun) -> None:
         """Note that nothing of a run goes on any more; for one that had timed out, its flow may start again."""
         run.execution_ended = True
+        self._take_back_all(run)
         if self._stuck.pop(run.run_id, None) is not None:
             log.warning(
                 "run %d of %s has ended after all, after it had timed out", run.run_id, run.name,

@@ -64,13 +64,15 @@ CREATE TRIGGER data_flows_next_run_at_on_insert
     FOR EACH ROW WHEN (NEW.next_run_at IS NULL)
     EXECUTE FUNCTION data_flows_set_next_run_at();
 
--- A statement that changes next_run_at itself means what it says.
+-- A statement that changes next_run_at itself means what it says. The service's claim always sets it, also to what it
+-- was (a hold), which a trigger cannot see: it says so in heartbeat.keeps_schedule.
 CREATE TRIGGER data_flows_next_run_at_on_update
     BEFORE UPDATE OF run_interval, last_run_at, next_run_at ON data_flows
     FOR EACH ROW WHEN (
         NEW.next_run_at IS NULL
         OR (NEW.next_run_at = OLD.next_run_at
-            AND (NEW.run_interval <> OLD.run_interval OR NEW.last_run_at IS DISTINCT FROM OLD.last_run_at))
+            AND (NEW.run_interval <> OLD.run_interval OR NEW.last_run_at IS DISTINCT FROM OLD.last_run_at)
+            AND current_setting('heartbeat.keeps_schedule', true) IS DISTINCT FROM 'on')
     )
     EXECUTE FUNCTION data_flows_set_next_run_at();
 

@@ -9,6 +9,9 @@ CREATE TABLE data_flow_stuck_threads (
     since        timestamptz NOT NULL DEFAULT now(),
 
     CONSTRAINT data_flow_stuck_threads_pkey PRIMARY KEY (run_id),
+    CONSTRAINT data_flow_stuck_threads_timestamps_finite CHECK (
+        since BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'
+    ),
     CONSTRAINT data_flow_stuck_threads_data_flow_exists
         FOREIGN KEY (data_flow_id) REFERENCES data_flows (id) ON DELETE CASCADE,
     CONSTRAINT data_flow_stuck_threads_runner_exists

@@ -8,7 +8,10 @@ CREATE TABLE data_flow_unsettled (
     noted_at     timestamptz NOT NULL DEFAULT now(),
 
     -- No foreign key: its check would wait for whoever is deleting the flow.
-    CONSTRAINT data_flow_unsettled_pkey PRIMARY KEY (data_flow_id)
+    CONSTRAINT data_flow_unsettled_pkey PRIMARY KEY (data_flow_id),
+    CONSTRAINT data_flow_unsettled_timestamps_finite CHECK (
+        noted_at BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'
+    )
 );
 
 CREATE FUNCTION data_flow_runs_note_unsettled() RETURNS trigger

@@ -103,7 +103,7 @@ due_started AS (
     ON CONFLICT (data_flow_id) WHERE status IN ('pending', 'in_progress') DO NOTHING
     RETURNING id, data_flow_id
 ),
-started AS (
+started AS MATERIALIZED (
     SELECT id, data_flow_id FROM requested_started
     UNION ALL
     SELECT id, data_flow_id FROM due_started
@@ -146,7 +146,7 @@ newly_started AS (
     ON CONFLICT (data_flow_id) WHERE status IN ('pending', 'in_progress') DO NOTHING
     RETURNING id, data_flow_id
 ),
-started AS (
+started AS MATERIALIZED (
     SELECT id, data_flow_id FROM requested_started
     UNION ALL
     SELECT id, data_flow_id FROM newly_started

@@ -3,13 +3,15 @@
 -- name: begin_bounded()#
 -- Begin a transaction whose every wait is bounded, in one round trip; and with plans that go by the indexes, also while
 -- the tables are new and have no statistics, or have grown since. They are made once a connection: making one takes
--- longer than running it.
+-- longer than running it. And the claim sets next_run_at itself, whatever the trigger of data_flows thinks.
 BEGIN;
 SET LOCAL lock_timeout = '2s';
 SET LOCAL statement_timeout = '4s';
+SET LOCAL idle_in_transaction_session_timeout = '2s';
 SET LOCAL enable_seqscan = off;
 SET LOCAL plan_cache_mode = force_generic_plan;
 SET LOCAL jit = off;
+SET LOCAL heartbeat.keeps_schedule = 'on';
 
 -- name: begin_recording()#
 -- The same for record_outcomes, which waits for nobody's lock and tells the flows itself (the trigger
@@ -17,6 +19,7 @@ SET LOCAL jit = off;
 BEGIN;
 SET LOCAL lock_timeout = '200ms';
 SET LOCAL statement_timeout = '4s';
+SET LOCAL idle_in_transaction_session_timeout = '2s';
 SET LOCAL enable_seqscan = off;
 SET LOCAL plan_cache_mode = force_generic_plan;
 SET LOCAL jit = off;
@@ -25,6 +28,10 @@ SET LOCAL heartbeat.tells_flows = 'on';
 -- name: bound_statement(milliseconds)$
 -- Another bound for this transaction's statements.
 SELECT set_config('statement_timeout', :milliseconds::text, true);
+
+-- name: discard_session()!
+-- Forget whatever a flow has left in a session: settings, role, search path, temporary tables, prepared statements.
+DISCARD ALL;
 
 -- name: applied_migrations()
 -- The migrations that the database has had. An error (no such table): none.

@@ -1,0 +1,1 @@
+"""The damage done for real: processes killed, connections cut, flows and requests that misbehave."""

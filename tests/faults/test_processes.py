@@ -1,0 +1,160 @@
+"""Processes that are killed, stopped and let go on: nothing is lost, nothing runs twice."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.faults.checker import Limits, Snapshots, Trace
+from tests.faults.conftest import Rules
+from tests.faults.harness import (
+    Fleet,
+    Pinger,
+    add_flow,
+    add_flows,
+    beats_until_fresh_flow_ran,
+    live_runs,
+    runs_of,
+    statuses,
+    wait_begun,
+)
+from tests.service import wait_until
+
+Conn = psycopg.Connection[Any]
+TTL = 2.0
+
+
+def runner_of(db: Conn, pid: int) -> list[Any]:
+    return db.execute("SELECT id FROM data_flow_runners WHERE pid = %s", (pid,)).fetchall()
+
+
+@pytest.mark.parametrize("every", [0.5, None], ids=["with-heartbeats", "with-renewals-alone"])
+def test_runs_of_a_killed_process_end_failed_within_the_ttl_and_a_heartbeat(
+    fleet: Fleet, db: Conn, trace: Trace, rules: Rules, every: float | None
+) -> None:
+    killed, survivor = fleet.many(2)
+    for number in range(3):
+        add_flow(db, f"long-{number}", "Slow", seconds=60)
+    killed.later()
+    for number in range(3):
+        wait_begun(trace, f"long-{number}")
+    add_flow(db, "unrelated", "Slow", seconds=3)
+    waiting = survivor.later()
+    wait_begun(trace, "unrelated")
+
+    killed.kill()
+    died = time.monotonic()
+    with Pinger(lambda: [survivor] if every else [], every or 1):
+        wait_until(lambda: statuses(db, "long-%") == ["failed"] * 3, seconds=TTL + 3, what="the burial")
+        taken = time.monotonic() - died
+        wait_until(lambda: not runner_of(db, killed.pid), seconds=TTL, what="the dead runner's row to go")
+
+    assert taken <= TTL + (every or TTL / 3) + 1
+    for _, _, error in runs_of(db, "long-%"):
+        assert f"pid {killed.pid}" in (error or "")
+        assert "last seen" in (error or "")
+    assert waiting.answer().status == 200
+    assert statuses(db, "unrelated") == ["success"]
+    beats_until_fresh_flow_ran(db, survivor)
+    rules(db)
+
+
+@pytest.mark.parametrize("flow", ["Exits", "Crashes"])
+def test_a_flow_that_takes_its_process_along_ends_failed_and_harms_no_other(
+    fleet: Fleet, db: Conn, rules: Rules, flow: str
+) -> None:
+    doomed, survivor = fleet.many(2)
+    add_flow(db, "fatal", flow)
+    assert doomed.ask().status is None
+    doomed.wait(5)
+    add_flows(db, "other", 20, "Quick")
+    with Pinger(lambda: [survivor], 0.3):
+        wait_until(lambda: statuses(db, "fatal") == ["failed"], seconds=TTL + 2, what="the burial")
+    assert statuses(db, "other-%") == ["success"] * 20
+    rules(db)
+
+
+def test_random_kills_lose_nothing_and_run_nothing_twice(
+    fleet: Fleet, db: Conn, trace: Trace, rules: Rules
+) -> None:
+    chance = random.Random(3)
+    snapshots = Snapshots()
+    fleet.many(4, concurrency=2)
+    add_flows(db, "work", 1200, "Slow", seconds=0.03)
+    with Pinger(fleet.living, 0.05):
+        for _ in range(4):
+            begun = len(trace.of("begin"))
+            wait_until(lambda begun=begun: len(trace.of("begin")) > begun + 30, seconds=10, what="work")
+            snapshots.take(db)
+            chance.choice(fleet.living()).kill()
+            fleet(concurrency=2)
+        wait_until(
+            lambda: len(statuses(db, "work-%")) == 1200 and not live_runs(db),
+            seconds=40,
+            what="all runs to end",
+        )
+        snapshots.take(db)
+    report = rules(db, snapshots)
+    assert len(runs_of(db, "work-%")) == 1200  # each once: the interval is an hour
+    assert 0 < report.figures["failed"] < 400, "a kill costs what was claimed at that moment, no more"
+    beats_until_fresh_flow_ran(db, fleet.living()[0])
+
+
+def test_5000_due_flows_and_8_processes_make_5000_runs(fleet: Fleet, db: Conn, rules: Rules) -> None:
+    processes = fleet.many(8)
+    add_flows(db, "due", 5000, "Quick")
+    waiting = [process.later() for process in processes for _ in range(2)]
+    answers = [later.answer() for later in waiting]
+    assert {answer.status for answer in answers} == {200}
+    assert sum(answer.counts["flows_triggered"] for answer in answers) == 5000
+    assert statuses(db, "due-%") == ["success"] * 5000
+    report = rules(db)
+    assert report.figures["begun"] == 5000
+
+
+def test_a_process_that_was_stopped_past_its_ttl_writes_nothing_late_and_begins_anew(
+    fleet: Fleet, db: Conn, trace: Trace, rules: Rules
+) -> None:
+    snapshots = Snapshots()
+    frozen, survivor = fleet.many(2, log_format="json")
+    old = runner_of(db, frozen.pid)
+    add_flow(db, "long", "Slow", seconds=1)
+    add_flows(db, "work", 1000, "Slow", seconds=0.005)
+    waiting = frozen.later()
+    wait_begun(trace, "long")
+    wait_until(lambda: len(trace.of("begin")) > 150, what="work")
+    frozen.pause()
+    with Pinger(lambda: [survivor], 0.3):
+        wait_until(lambda: not live_runs(db) and not runner_of(db, frozen.pid), seconds=15, what="the burial")
+        snapshots.take(db)
+        given_up = {row[0] for row in db.execute("SELECT id FROM data_flow_runs WHERE status = 'failed'")}
+        frozen.resume()
+        assert waiting.answer().status in (200, 503)
+        late = {event["run"] for event in trace.of("end")} & given_up
+        assert late, "no run of the stopped process returned late: the test tests nothing"
+        beats_until_fresh_flow_ran(db, frozen)
+    new = wait_until(lambda: runner_of(db, frozen.pid), what="a fresh runner")
+    assert new != old
+    warnings = [line for line in frozen.log().splitlines() if '"warning"' in line.lower()]
+    assert any(str(run) in line for run in late for line in warnings), frozen.log()[-3000:]
+    rules(db, snapshots)
+
+
+def test_a_process_stopped_for_less_than_its_ttl_keeps_its_runs(
+    fleet: Fleet, db: Conn, trace: Trace, rules: Rules
+) -> None:
+    frozen, survivor = fleet.many(2, runner_ttl=4)
+    add_flow(db, "long", "Slow", seconds=2)
+    waiting = frozen.later()
+    wait_begun(trace, "long")
+    frozen.pause()
+    with Pinger(lambda: [survivor], 0.3) as pinger:
+        wait_until(lambda: len(pinger.answers) >= 5, what="heartbeats")
+        frozen.resume()
+        assert waiting.answer().status == 200
+    assert statuses(db, "long") == ["success"]
+    rules(db, limits=Limits(ttl=4))
