@@ -119,7 +119,7 @@ class Keeper:
                 log.warning("the lease could not be looked after: %s", exc, extra={"event": "keeper_failed"})
                 _close(conn)
                 conn = None
-                renew_at = min(renew_at, time.monotonic() + min(_RETRY, interval))
+                renew_at = time.monotonic() + min(_RETRY, interval)
             except Exception:
                 log.exception("the keeper failed", extra={"event": "keeper_failed"})
                 renew_at = time.monotonic() + min(_RETRY, interval)
