@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import traceback
+from types import TracebackType
 from typing import Any
 
 ERROR_LIMIT = 10_000
@@ -36,15 +38,26 @@ def error_text(exc: BaseException) -> str:
 
 
 def backtrace_text(exc: BaseException) -> str:
-    """Return the traceback as Python prints it, from the flow's own frames on."""
+    """Return the traceback as Python prints it, from the flow's own frames on where it has any."""
     try:
-        ours = exc.__traceback__
-        return clean(
-            "".join(traceback.format_exception(type(exc), exc, ours.tb_next if ours else None)),
-            BACKTRACE_LIMIT,
-        )
+        frames = flow_frames(exc.__traceback__) or exc.__traceback__
+        return clean("".join(traceback.format_exception(type(exc), exc, frames)), BACKTRACE_LIMIT)
     except BaseException as failure:  # noqa: BLE001 - see error_text
         return f"(the traceback cannot be had: {type(failure).__name__})"
+
+
+def flow_frames(frame: TracebackType | None) -> TracebackType | None:
+    """Return the first frame that is not between a command and a flow; None where an exception passed none."""
+    while frame is not None and _is_ours(frame.tb_frame.f_globals.get("__name__", "")):
+        frame = frame.tb_next
+    return frame
+
+
+def _is_ours(module: str) -> bool:
+    """Whether a module stands above a flow; the demo's flows are flows like any other."""
+    if module in ("contextlib", "concurrent.futures._base", "asyncio.tasks"):
+        return True
+    return module.partition(".")[0] == "heartbeat" and module != "heartbeat.demo_flows"
 
 
 def result_json(result: Any) -> tuple[str | None, str | None]:
@@ -78,11 +91,24 @@ def safe_repr(value: Any) -> str:
         return f"({type(value).__name__}, whose repr cannot be had: {type(exc).__name__})"
 
 
-def parse_json(text: str | None) -> Any:
-    """Read JSON out of the database; None also for what is beyond Python: thousands of digits or levels."""
-    if text is None:
-        return None
+def load_json(text: str) -> Any:
+    """Read JSON out of the database. Raises ValueError for what is beyond Python, or would not be JSON again."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return json.loads(text, parse_float=_finite)
+    except RecursionError as exc:
+        raise ValueError("it is nested too deeply") from exc
+
+
+def parse_json(text: str | None) -> Any:
+    """Read JSON out of the database; None also for what `load_json` refuses."""
+    try:
+        return None if text is None else load_json(text)
+    except ValueError:
         return None
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"the number {text[:20]}… is too large")
+    return number

@@ -29,7 +29,7 @@ class FlowNotFound(HeartbeatError):
     """No row of `data_flows` has the name."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"no data flow is named {name!r}; `heartbeat flows` lists those there are")
+        super().__init__(f"no data flow is named {name!r:.100}; `heartbeat flows` lists those there are")
         self.name = name
 
 

@@ -132,7 +132,7 @@ class Runner:
                     return
             finally:
                 self._live_runs.claiming.release()
-            if self._workers.room() == 0:
+            if self._workers.room() == 0 or not self._keeper.lease.is_valid():
                 self._workers.wait_for_room(min(max(deadline - time.monotonic(), 0), 0.5))
 
     def _claim_some(self, beat: Beat) -> bool:

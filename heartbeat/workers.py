@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import threading
 from collections import deque
@@ -13,7 +12,7 @@ from typing import Any
 
 import psycopg
 
-from heartbeat.cleaning import backtrace_text, error_text, result_json
+from heartbeat.cleaning import backtrace_text, error_text, load_json, result_json
 from heartbeat.database import Database
 from heartbeat.deadlines import Deadlines
 from heartbeat.eventloop import EventLoop
@@ -185,8 +184,7 @@ class Workers:
         result = flow.run()
         if inspect.isawaitable(result):
             result = self._await(run, result)
-        elif inspect.isgenerator(result):
-            result.close()
+        if inspect.isgenerator(result) or inspect.isasyncgen(result):
             raise TypeError("run() returned a generator, which would never run: take the yield out of it")
         text, problem = result_json(result)
         if problem is not None:
@@ -198,8 +196,8 @@ class Workers:
 
     def _make_flow(self, run: ClaimedRun) -> DataFlow:
         try:
-            configuration: dict[str, Any] = json.loads(run.configuration)
-        except (ValueError, RecursionError) as exc:
+            configuration: dict[str, Any] = load_json(run.configuration)
+        except ValueError as exc:
             raise ValueError(f"configuration cannot be read: {exc}") from exc
         flow = self._registry.find(run.name, configuration)(configuration)
         flow._bind(run.name, run.run_id, configuration, lambda: self._lend_connection(run))
