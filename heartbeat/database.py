@@ -65,6 +65,8 @@ class Database:
         self._deadlines = deadlines
         self._embedded: EmbeddedServer | None = None
         self._conninfo = ""
+        self._own_conninfo = ""
+        self._has_bounds = False
         self._prepare_threshold: int | None = 2
         self._own: ConnectionPool[Connection] | None = None
         self._flows: ConnectionPool[Connection] | None = None
@@ -81,14 +83,17 @@ class Database:
         return self._conninfo
 
     def open(self) -> None:
-        """Start the embedded server, if that is what is used, and the pools. Connects lazily."""
+        """Start the embedded server, if that is what is used, and the pools. Raises DatabaseUnavailable."""
         if self.is_embedded:
             self._embedded = EmbeddedServer(self._settings.data_dir)
             self._conninfo = bounded_conninfo(self._embedded.start())
         else:
             self._conninfo = bounded_conninfo(self._settings.database_url or "")
-        self._own = self._pool("own", _OWN_CONNECTIONS, self._configure_own)
-        self._flows = self._pool("flows", self._settings.concurrency, _configure_flows, reset=self._reset)
+        self._own_conninfo, self._has_bounds = self._try_bounds()
+        self._own = self._pool("own", self._own_conninfo, _OWN_CONNECTIONS, self._configure_own)
+        self._flows = self._pool(
+            "flows", self._conninfo, self._settings.concurrency, _configure_flows, reset=self._reset
+        )
 
     def close(self) -> None:
         """Close the pools; the last process out stops the embedded server."""
@@ -102,9 +107,26 @@ class Database:
     def connect(self) -> Connection:
         """Open a connection outside the pools, for whoever must not wait for one."""
         with translated():
-            conn = psycopg.connect(self._conninfo, autocommit=True)
+            conn = psycopg.connect(self._own_conninfo, autocommit=True)
             self._configure_own(conn)
             return conn
+
+    def _try_bounds(self) -> tuple[str, bool]:
+        """Return how to connect for our own statements, and whether such a session has begin_bounded's settings.
+
+        A pooler refuses them at connect, or drops them; each transaction then sets them for itself.
+        """
+        options = f"{conninfo_to_dict(self._conninfo).get('options') or ''} {self._queries.session_options()}"
+        bounded = make_conninfo(self._conninfo, options=options.strip())
+        with translated():
+            try:
+                with psycopg.connect(bounded, autocommit=True) as conn:
+                    if self._queries.has_bounds(conn):
+                        return bounded, True
+            except psycopg.OperationalError:
+                psycopg.connect(self._conninfo).close()  # raises if it was not the options
+        log.info("the connection pooler takes no settings; they are set in each transaction")
+        return self._conninfo, False
 
     @contextmanager
     def transaction(
@@ -114,10 +136,11 @@ class Database:
         timeout: float = STATEMENT_TIMEOUT,
         begin: Callable[[Connection], object] | None = None,
     ) -> Iterator[Connection]:
-        """Run statements of our own, every wait bounded; the times are seconds.
+        """Run statements of our own, every wait bounded; `timeout` is seconds for each.
 
-        `begin` is the statement that begins, begin_bounded by default; one with bounds of its own goes without
-        the times.
+        Each statement commits by itself where the session has its bounds from the start: nothing is held between
+        two of them, and the round trips of a transaction are spared. With another `timeout`, another `begin` than
+        begin_bounded, or behind a pooler, they are one transaction.
 
         Raises DatabaseUnavailable when the database cannot be reached or does not answer in time, LockTimeout
         when somebody else's lock was in the way.
@@ -126,6 +149,9 @@ class Database:
             try:
                 # The server bounds the statement; this bounds the wait for a server that has vanished.
                 with self._deadlines.limit(timeout + 0.5, lambda: sever(connection)):
+                    if self._has_bounds and begin is None and timeout == STATEMENT_TIMEOUT:
+                        yield connection
+                        return
                     (begin or self._queries.begin_bounded)(connection)
                     if timeout != STATEMENT_TIMEOUT:
                         self._queries.bound_statement(connection, milliseconds=f"{timeout * 1000:.0f}")
@@ -174,12 +200,13 @@ class Database:
     def _pool(
         self,
         name: str,
+        conninfo: str,
         size: int,
         configure: Callable[[Connection], None] | None,
         reset: Callable[[Connection], None] | None = None,
     ) -> ConnectionPool[Connection]:
         return ConnectionPool(
-            self._conninfo,
+            conninfo,
             kwargs={"autocommit": name == "own"},
             min_size=0,
             max_size=size,

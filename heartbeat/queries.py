@@ -45,6 +45,13 @@ class Queries:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         raise AttributeError(f"no statement is named {name!r}")
 
+    def session_options(self) -> str:
+        """Return what begin_bounded sets, as libpq's `options`: for sessions that have it from their start."""
+        script = self._statements["begin_bounded"].sql
+        return " ".join(
+            f"-c {name}={value}" for name, value in re.findall(r"SET LOCAL (\S+) = '?([^';]+)'?;", script)
+        )
+
     def check(self, conn: psycopg.Connection[Any]) -> None:
         """Have Postgres parse every statement against the live schema; nothing that they say is done.
 
@@ -67,7 +74,7 @@ class _Statement:
         self.name = name
         self.operation: SQLOperationType = function.operation
         self.parameters = sorted(function.parameters or ())
-        self._sql: str = function.sql
+        self.sql: str = function.sql
         # A plain aiosql query is a generator that runs when it is consumed: consume it.
         self.call = _eager(function) if self.operation is SQLOperationType.SELECT else function
 
@@ -96,7 +103,7 @@ class _Statement:
                 raise self.error("a % stands alone in it; write %% for a percent sign")
             return numbers[match[1]]
 
-        return re.sub(r"%(?:%|\((\w+)\)s|)", replaced, self._sql)
+        return re.sub(r"%(?:%|\((\w+)\)s|)", replaced, self.sql)
 
     def _try_script(self, conn: psycopg.Connection[Any]) -> list[str]:
         """Run a script and take it back: several statements cannot be parsed without being run."""

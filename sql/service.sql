@@ -4,6 +4,7 @@
 -- Begin a transaction whose every wait is bounded, in one round trip; and with plans that go by the indexes, also while
 -- the tables are new and have no statistics, or have grown since. They are made once a connection: making one takes
 -- longer than running it. And the claim sets next_run_at itself, whatever the trigger of data_flows thinks.
+-- Sessions get the same settings at their start, where no pooler is in the way.
 BEGIN;
 SET LOCAL lock_timeout = '2s';
 SET LOCAL statement_timeout = '4s';
@@ -12,6 +13,10 @@ SET LOCAL enable_seqscan = off;
 SET LOCAL plan_cache_mode = force_generic_plan;
 SET LOCAL jit = off;
 SET LOCAL heartbeat.keeps_schedule = 'on';
+
+-- name: has_bounds()$
+-- Whether the session has these settings from its start.
+SELECT current_setting('heartbeat.keeps_schedule', true) IS NOT DISTINCT FROM 'on';
 
 -- name: begin_recording()#
 -- The same for record_outcomes, which waits for nobody's lock and tells the flows itself (the trigger
