@@ -14,6 +14,7 @@ from heartbeat.errors import (
     QueryError,
     SchemaError,
     SettingsError,
+    Stopping,
     ValidationError,
 )
 from heartbeat.flows import DataFlow
@@ -40,6 +41,7 @@ __all__ = [
     "SchemaError",
     "Settings",
     "SettingsError",
+    "Stopping",
     "ValidationError",
     "create_app",
 ]

@@ -41,6 +41,10 @@ class AlreadyRunning(HeartbeatError):
         self.name = name
 
 
+class Stopping(HeartbeatError):
+    """The process is stopping and starts nothing any more; another one, or this one later, will."""
+
+
 class DatabaseUnavailable(HeartbeatError):
     """The database did not answer in time; what was asked may be asked again."""
 

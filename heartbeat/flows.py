@@ -58,9 +58,7 @@ class DataFlow:
     @property
     def stopping(self) -> threading.Event:
         """Set when the run should end soon: its time is up, or the process stops. A long flow watches it."""
-        if "_stopping" not in self.__dict__:
-            self.__dict__["_stopping"] = threading.Event()
-        event: threading.Event = self.__dict__["_stopping"]
+        event: threading.Event = self.__dict__.setdefault("_stopping", threading.Event())
         return event
 
     def connection(self) -> AbstractContextManager[psycopg.Connection[Any]]:
@@ -76,10 +74,17 @@ class DataFlow:
             )
         return connect()
 
-    def _bind(self, name: str, run_id: int, configuration: dict[str, Any], connect: Connect) -> None:
+    def _bind(
+        self,
+        name: str,
+        run_id: int,
+        configuration: dict[str, Any],
+        connect: Connect,
+        stopping: threading.Event,
+    ) -> None:
         """Tell an instance which run it is; its own __init__ need not know."""
         self.__dict__.setdefault("configuration", configuration)
-        self.__dict__.update(name=name, run_id=run_id, _connect=connect)
+        self.__dict__.update(name=name, run_id=run_id, _connect=connect, _stopping=stopping)
 
 
 class Registry:

@@ -1,4 +1,4 @@
-"""The thread that keeps this process's lease, and puts right what others left behind."""
+"""The thread that keeps this process's lease; it does nothing else, so that nothing delays a sign of life."""
 
 from __future__ import annotations
 
@@ -6,29 +6,19 @@ import logging
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable
 
 from heartbeat.database import Connection, Database
 from heartbeat.errors import HeartbeatError
 from heartbeat.lease import Lease, now
 from heartbeat.queries import Queries
-from heartbeat.runs import ClaimedRun, LiveRuns
+from heartbeat.runs import LiveRuns
 from heartbeat.settings import Settings
 
 log = logging.getLogger("heartbeat")
 
 _RETRY = 1.0
 """Seconds to the next attempt when the lease could not be renewed; a third of the TTL if that is shorter."""
-
-_PRUNE_BATCH = 2000
-"""Rows that are pruned at most by one statement; it then takes some 10 ms."""
-
-_PRUNE_EVERY = 5.0
-"""Seconds between the prunings of heartbeats that come in quick succession."""
-
-_PRUNE_SECONDS = 1.0
-"""How long pruning may go on after a heartbeat that found more than a batch."""
 
 
 class Keeper:
@@ -48,10 +38,6 @@ class Keeper:
         self._queries = queries
         self._live_runs = live_runs
         self._on_lease_lost = on_lease_lost
-        self._ended_threads: dict[int, ClaimedRun] = {}
-        self._prune_due = False
-        self._pruned_at = float("-inf")
-        self._wake = threading.Event()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="heartbeat-keeper", daemon=True)
 
@@ -64,7 +50,6 @@ class Keeper:
     def stop(self) -> None:
         """Stop renewing. The row stays: whoever has seen all runs recorded unregisters."""
         self._stopped.set()
-        self._wake.set()
         self._thread.join(timeout=1.0)
 
     def unregister(self) -> None:
@@ -75,56 +60,23 @@ class Keeper:
         except HeartbeatError as exc:
             log.warning("runner %s could not be unregistered: %s", self.lease.id, exc)
 
-    def ask_to_prune(self) -> None:
-        """Have history pruned soon, not more often than once in a few seconds; returns at once."""
-        if self._settings.retention_days and time.monotonic() - self._pruned_at >= _PRUNE_EVERY:
-            self._prune_due = True
-            self._wake.set()
-
-    def thread_ended(self, run: ClaimedRun) -> None:
-        """Let a flow start again: the thread of its timed-out run has ended."""
-        self._ended_threads[run.run_id] = run
-        self._wake.set()
-
-    def repair(self, conn: Connection | None = None) -> None:
-        """Close what the dead left, and put stale statuses right. Each statement commits by itself."""
-        ttl = self._settings.runner_ttl
-        with self._database.transaction(conn) as bounded:
-            closed = self._queries.close_runs_of_dead_runners(bounded, runner_ttl=ttl)
-        if closed:
-            log.warning("failed %d runs of dead runners", closed, extra={"event": "runs_of_dead_closed"})
-        with self._database.transaction(conn) as bounded:
-            self._queries.settle_flows(bounded)
-        with self._database.transaction(conn) as bounded:
-            self._queries.close_heartbeats_of_dead_runners(bounded, runner_ttl=ttl)
-        with self._database.transaction(conn) as bounded:
-            self._queries.remove_dead_runners(bounded, runner_ttl=ttl)
-
     def _keep(self) -> None:
         interval = self._settings.runner_ttl / 3
-        renew_at = time.monotonic()
         conn: Connection | None = None
-        while not self._stopped.is_set():
+        pause = 0.0
+        while not self._stopped.wait(pause):
+            pause = interval
             try:
                 conn = conn or self._database.connect()
-                if time.monotonic() >= renew_at:
-                    self._renew(conn)
-                    renew_at = time.monotonic() + interval
-                    self.repair(conn)
-                self._forget_ended_threads(conn)
-                if self._prune_due:
-                    self._prune(conn)
-                    self._prune_due = False
-            except HeartbeatError as exc:
-                log.warning("the lease could not be looked after: %s", exc, extra={"event": "keeper_failed"})
+                self._renew(conn)
+            except Exception as exc:  # whatever it is, the next renewal must be tried
+                log.warning(
+                    "the lease could not be renewed: %s", exc,
+                    exc_info=None if isinstance(exc, HeartbeatError) else exc, extra={"event": "renewal_failed"},
+                )  # fmt: skip
                 _close(conn)
                 conn = None
-                renew_at = time.monotonic() + min(_RETRY, interval)
-            except Exception:
-                log.exception("the keeper failed", extra={"event": "keeper_failed"})
-                renew_at = time.monotonic() + min(_RETRY, interval)
-            self._wake.wait(max(renew_at - time.monotonic(), 0))
-            self._wake.clear()
+                pause = min(_RETRY, interval)
         _close(conn)
 
     def _register(self, conn: Connection) -> None:
@@ -171,24 +123,6 @@ class Keeper:
     def _live_run_ids(self, conn: Connection, lease: Lease) -> set[int]:
         with self._database.transaction(conn) as bounded:
             return {row.run_id for row in self._queries.live_run_ids(bounded, runner_id=lease.id)}
-
-    def _forget_ended_threads(self, conn: Connection) -> None:
-        # A row is written with its run's outcome: take away only those whose outcome is on record.
-        for run_id in self._live_runs.unknown(set(self._ended_threads)) if self._ended_threads else ():
-            with self._database.transaction(conn) as bounded:
-                self._queries.remove_stuck_thread(bounded, run_id=run_id)
-            del self._ended_threads[run_id]
-
-    def _prune(self, conn: Connection) -> None:
-        """Delete a bounded share of what is older than the retention; on this thread, so no heartbeat waits."""
-        self._pruned_at = time.monotonic()
-        for statement in (self._queries.prune_runs, self._queries.prune_heartbeats):
-            deleted = _PRUNE_BATCH
-            while deleted == _PRUNE_BATCH and time.monotonic() - self._pruned_at < _PRUNE_SECONDS:
-                with self._database.transaction(conn) as bounded:
-                    deleted = statement(
-                        bounded, retention_days=self._settings.retention_days, max_rows=_PRUNE_BATCH
-                    )
 
 
 def _close(conn: Connection | None) -> None:

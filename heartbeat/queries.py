@@ -48,9 +48,8 @@ class Queries:
     def session_options(self) -> str:
         """Return what begin_bounded sets, as libpq's `options`: for sessions that have it from their start."""
         script = self._statements["begin_bounded"].sql
-        return " ".join(
-            f"-c {name}={value}" for name, value in re.findall(r"SET LOCAL (\S+) = '?([^';]+)'?;", script)
-        )
+        settings = re.findall(r"SET LOCAL (\S+) = '?([^';]+)'?;", script)
+        return " ".join(f"-c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in settings)
 
     def check(self, conn: psycopg.Connection[Any]) -> None:
         """Have Postgres parse every statement against the live schema; nothing that they say is done.

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from heartbeat.database import Database
 from heartbeat.errors import DatabaseUnavailable, HeartbeatError, LockTimeout
@@ -117,20 +118,24 @@ class Recorder:
             if outcome.thread_lives:
                 self._note_stuck_thread(outcome)
         try:
-            written = self._record(self._queries.record_outcomes, batch, begin=self._queries.begin_recording)
+            rows = self._record(self._queries.record_outcomes, batch, begin=self._queries.begin_recording)
+            written, locked = {row.run_id for row in rows}, set()
         except LockTimeout:
-            # Somebody sits on one of the flows, or on the table: what happened goes on record all the same.
-            written = self._record(self._queries.record_outcomes_only, batch)
-        self._finish(batch, written)
+            # Somebody sits on a flow, on a run or on the table: what can go on record does, all the same.
+            rows = self._record(self._queries.record_outcomes_only, batch)
+            written = {row.run_id for row in rows if row.is_ended}
+            locked = {row.run_id for row in rows} - written
+        self._waiting.extend(outcome for outcome in batch if outcome.run.run_id in locked)
+        self._finish([outcome for outcome in batch if outcome.run.run_id not in locked], written)
 
     def _record(
         self,
-        statement: Callable[..., list[tuple[int]]],
+        statement: Callable[..., list[Any]],
         batch: Sequence[Outcome],
         begin: Callable[..., object] | None = None,
-    ) -> set[int]:
+    ) -> list[Any]:
         with self._database.transaction(begin=begin) as conn:
-            rows = statement(
+            return statement(
                 conn,
                 run_ids=[outcome.run.run_id for outcome in batch],
                 runner_ids=[outcome.run.lease.id for outcome in batch],
@@ -139,7 +144,6 @@ class Recorder:
                 errors=[outcome.error for outcome in batch],
                 backtraces=[outcome.backtrace for outcome in batch],
             )
-        return {run_id for (run_id,) in rows}
 
     def _note_stuck_thread(self, outcome: Outcome) -> None:
         with self._database.transaction() as conn:

@@ -11,8 +11,9 @@ from typing import Any
 
 from heartbeat.database import Connection, Database
 from heartbeat.deadlines import Deadlines
-from heartbeat.errors import AlreadyRunning, FlowNotFound, HeartbeatError
+from heartbeat.errors import AlreadyRunning, FlowNotFound, HeartbeatError, Stopping
 from heartbeat.flows import Registry
+from heartbeat.housekeeper import Housekeeper
 from heartbeat.keeper import Keeper
 from heartbeat.lease import Lease
 from heartbeat.models import BeatReport
@@ -58,12 +59,13 @@ class Runner:
             database,
             deadlines,
             on_outcome=self._recorder.put,
-            on_thread_ended=lambda run: self._keeper.thread_ended(run),
+            on_thread_ended=lambda run: self._housekeeper.thread_ended(run),
             recent=self._recorder.recent,
         )
         self._keeper = Keeper(
             settings, database, queries, self._live_runs, on_lease_lost=self._workers.ask_to_stop
         )
+        self._housekeeper = Housekeeper(settings, database, queries, self._live_runs)
 
     @property
     def stuck_threads(self) -> int:
@@ -75,6 +77,7 @@ class Runner:
         self._keeper.start()
         self._workers.start()
         self._recorder.start()
+        self._housekeeper.start()
         self._watch_drain()
 
     # ── a heartbeat ──────────────────────────────────────────────────────────────────────────────────────────
@@ -83,12 +86,13 @@ class Runner:
         """Claim and run what is due, and return the counts.
 
         Claims for at most the time budget, and returns by then too, unless told to wait for the last run's end.
-        Raises DatabaseUnavailable; what was claimed by then runs on and is recorded.
+        Raises Stopping and DatabaseUnavailable; what was claimed by then runs on and is recorded.
         """
+        self._refuse_when_stopping()
         claim_until = time.monotonic() + self._settings.time_budget
         answer_by = float("inf") if until_all_ended else claim_until
         opened = self._open(client_ip)
-        self._keeper.ask_to_prune()
+        self._housekeeper.ask_to_prune()
         beat = Beat(opened.heartbeat_id, opened.as_of, opened.flows_due)
         if opened.flows_due == 0:
             return _report(beat, 0, opened.next_due_at)
@@ -115,7 +119,7 @@ class Runner:
             )
         if not opened.needs_repair:
             return opened
-        self._keeper.repair()
+        self._housekeeper.repair()
         with self._database.transaction() as conn:
             counted = self._queries.recount_heartbeat(
                 conn, heartbeat_id=opened.heartbeat_id, run_tolerance=self._settings.run_tolerance
@@ -137,6 +141,8 @@ class Runner:
 
     def _claim_some(self, beat: Beat) -> bool:
         """Claim as many runs as there is room for; False when fewer were left."""
+        if self._stopping:
+            return False
         room = self._workers.room()
         if room == 0 or not self._keeper.lease.is_valid():
             return True
@@ -202,10 +208,11 @@ class Runner:
     def run_now(self, name: str) -> Outcome:
         """Run one flow in this process, whatever its schedule says, and return how it ended, once on record.
 
-        Raises FlowNotFound, AlreadyRunning, DatabaseUnavailable.
+        Raises FlowNotFound, AlreadyRunning, Stopping, DatabaseUnavailable.
         """
         done: Future[Outcome] = Future()
         with self._live_runs.claiming:
+            self._refuse_when_stopping()
             lease = self._keeper.lease
             with self._database.transaction() as conn:
                 row = self._queries.claim_flow(conn, name=name, runner_id=lease.id)
@@ -227,6 +234,10 @@ class Runner:
         self._drain_until = min(self._drain_until, time.monotonic() + drain)
         self._stopping = True
 
+    def _refuse_when_stopping(self) -> None:
+        if self._stopping:
+            raise Stopping("the service is stopping; it starts nothing any more")
+
     def _watch_drain(self) -> None:
         """Ask flows to stop once nothing is claimed any more, and interrupt them when the drain's time is up.
 
@@ -242,10 +253,13 @@ class Runner:
     def close(self) -> None:
         """Give running flows the drain's time, record the rest as interrupted, and unregister."""
         self.stop_claiming()
+        with self._live_runs.claiming:
+            pass  # a claim that was under way has handed over its runs by now, and there will be no other
         _wait(lambda: self._workers.is_idle, lambda: self._drain_until)
         self._workers.interrupt()
         recorded_by = time.monotonic() + _RECORDING_MARGIN
         _wait(lambda: not self._live_runs and not self._beats, lambda: recorded_by)
+        self._housekeeper.stop()
         self._keeper.stop()
         self._recorder.stop()
         self._workers.stop()

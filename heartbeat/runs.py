@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from psycopg import Connection
 
-from heartbeat.flows import DataFlow
 from heartbeat.lease import Lease
 
 
@@ -100,11 +99,13 @@ class ClaimedRun:
     beat: Beat | None = None
     done: Future[Outcome] | None = None
     """For whoever waits for this one run; set when its end is on record."""
-    flow: DataFlow | None = None
     cancel: Callable[[], None] | None = None
     """Ends the wait of the thread that runs it: set for async flows."""
     connections: list[Connection[Any]] = field(default_factory=list)
     """Connections lent to it right now, so that a query which overstays can be cancelled."""
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """What the flow sees as its `stopping`."""
+    timed_out: bool = False
     thread_lost: bool = False
     """It timed out and keeps its thread, which another one has replaced."""
     execution_ended: bool = False

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from heartbeat import logs
 from heartbeat.api import Heartbeat
-from heartbeat.errors import DatabaseUnavailable, QueryError, SchemaError, SettingsError
+from heartbeat.errors import DatabaseUnavailable, QueryError, SchemaError, SettingsError, Stopping
 from heartbeat.flows import DataFlow
 from heartbeat.models import BeatReport, Health
 from heartbeat.security import client_address, decide
@@ -33,6 +33,7 @@ _HEALTH_SECONDS = 5.0
 # From exception to answer, the first that fits: status, what the caller is told, seconds to stay away.
 _ANSWERS: tuple[tuple[type[BaseException], int, str, int | None], ...] = (
     (Busy, 503, "too many heartbeats at once", 1),
+    (Stopping, 503, "the service is stopping", 5),
     (DatabaseUnavailable, 503, "the database cannot be reached", 5),
     (SchemaError, 503, "the service is not ready", 60),
     (QueryError, 503, "the service is not ready", 60),

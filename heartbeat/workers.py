@@ -110,8 +110,7 @@ class Workers:
     def ask_to_stop(self) -> None:
         """Tell the flows that run to come to an end."""
         for run in list(self._active.values()):
-            if run.flow is not None:
-                run.flow.stopping.set()
+            run.stopping.set()
 
     def interrupt(self) -> None:
         """Fail whatever has not ended: the process goes now."""
@@ -168,7 +167,6 @@ class Workers:
         if run.connections:
             self._take_back_all(run)
         if self._active.pop(run.run_id, None) is not None:
-            run.flow = None
             self._on_outcome(outcome)
             return
         with self._giving_up:  # whoever took the run away has decided about this thread by now
@@ -200,8 +198,9 @@ class Workers:
         except ValueError as exc:
             raise ValueError(f"configuration cannot be read: {exc}") from exc
         flow = self._registry.find(run.name, configuration)(configuration)
-        flow._bind(run.name, run.run_id, configuration, lambda: self._lend_connection(run))
-        run.flow = flow
+        DataFlow._bind(
+            flow, run.name, run.run_id, configuration, lambda: self._lend_connection(run), run.stopping
+        )
         return flow
 
     def _await(self, run: ClaimedRun, work: Awaitable[Any]) -> Any:
@@ -231,6 +230,8 @@ class Workers:
             if conn not in run.connections:
                 return
             run.connections.remove(conn)
+            if run.timed_out:
+                conn.close()  # its query is being cancelled, which must not hit the next borrower's
         self._database.take_back(conn)
 
     def _take_back_all(self, run: ClaimedRun) -> None:
@@ -246,10 +247,10 @@ class Workers:
             if self._active.pop(run.run_id, None) is None:
                 return
             self._stuck[run.run_id] = run
+            run.timed_out = True
             run.thread_lost = run.cancel is None
         self._fail(run, RunTimeout(f"the run took longer than {run.timeout:g} s"), thread_lives=True)
-        if run.flow is not None:
-            run.flow.stopping.set()
+        run.stopping.set()
         if run.cancel is not None:
             run.cancel()
         else:

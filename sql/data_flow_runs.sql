@@ -32,26 +32,43 @@ told AS (
 SELECT id AS run_id FROM ended;
 
 -- name: record_outcomes_only(run_ids, runner_ids, statuses, results, errors, backtraces)
--- The same without telling the flows, for when somebody holds a lock on one of them or on the table: what happened
--- is on record, and settle_flows tells the flows once they are free.
+-- The same past everybody's locks and without telling the flows, for when somebody holds a lock on one of them, on a run
+-- or on the table: settle_flows tells the flows once they are free. Returns each run that is still this runner's, and
+-- whether it was ended now; one that was not is locked.
 WITH outcome AS MATERIALIZED (
     SELECT *
     FROM unnest(
         :run_ids::bigint[], :runner_ids::uuid[], :statuses::text[], :results::text[], :errors::text[],
         :backtraces::text[]
     ) AS given (run_id, runner_id, status, result, error, backtrace)
+),
+live AS MATERIALIZED (
+    SELECT run.id
+    FROM outcome
+    JOIN data_flow_runs AS run ON run.id = ANY (ARRAY[outcome.run_id])
+    WHERE run.runner_id = outcome.runner_id AND run.ended_at IS NULL
+),
+free AS MATERIALIZED (
+    SELECT run.id
+    FROM outcome
+    JOIN data_flow_runs AS run ON run.id = ANY (ARRAY[outcome.run_id])
+    WHERE run.runner_id = outcome.runner_id AND run.ended_at IS NULL
+    FOR UPDATE OF run SKIP LOCKED
+),
+ended AS (
+    UPDATE data_flow_runs AS run
+    SET status = outcome.status,
+        ended_at = greatest(clock_timestamp(), run.started_at),
+        result = outcome.result::jsonb,
+        error = outcome.error,
+        backtrace = outcome.backtrace
+    FROM free
+    JOIN outcome ON outcome.run_id = free.id
+    WHERE run.id = ANY (ARRAY[free.id])
+    RETURNING run.id
 )
-UPDATE data_flow_runs AS run
-SET status = outcome.status,
-    ended_at = greatest(clock_timestamp(), run.started_at),
-    result = outcome.result::jsonb,
-    error = outcome.error,
-    backtrace = outcome.backtrace
-FROM outcome
-WHERE run.id = ANY (ARRAY[outcome.run_id])
-    AND run.runner_id = outcome.runner_id
-    AND run.ended_at IS NULL
-RETURNING run.id AS run_id;
+SELECT live.id AS run_id, EXISTS (SELECT FROM ended WHERE ended.id = live.id) AS is_ended
+FROM live;
 
 -- name: close_runs_of_dead_runners(runner_ttl)!
 -- Fail the runs whose runner shows no sign of life. A runner is judged from its last sign of life or the server's own
@@ -59,13 +76,13 @@ RETURNING run.id AS run_id;
 WITH dead AS MATERIALIZED (
     SELECT
         run.id,
-        coalesce(
-            format(
+        CASE
+            WHEN runner.id IS NULL THEN format('runner %%s is gone without having ended this run', run.runner_id)
+            ELSE format(
                 'runner %%s (%%s, pid %%s) died while this ran; it was last seen at %%s',
                 runner.id, runner.host, runner.pid, runner.last_seen_at
-            ),
-            format('runner %%s is gone without having ended this run', run.runner_id)
-        ) AS error
+            )
+        END AS error
     FROM data_flow_runs AS run
     LEFT JOIN data_flow_runners AS runner ON runner.id = run.runner_id
     WHERE run.status = 'in_progress'

@@ -3,12 +3,16 @@
 -- name: begin_bounded()#
 -- Begin a transaction whose every wait is bounded, in one round trip; and with plans that go by the indexes, also while
 -- the tables are new and have no statistics, or have grown since. They are made once a connection: making one takes
--- longer than running it. And the claim sets next_run_at itself, whatever the trigger of data_flows thinks.
+-- longer than running it. What a role or a database may have set otherwise is set as the service needs it. And the claim sets next_run_at itself, whatever the trigger of data_flows thinks.
 -- Sessions get the same settings at their start, where no pooler is in the way.
-BEGIN;
+BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL lock_timeout = '2s';
 SET LOCAL statement_timeout = '4s';
 SET LOCAL idle_in_transaction_session_timeout = '2s';
+SET LOCAL default_transaction_isolation = 'read committed';
+SET LOCAL datestyle = 'ISO';
+SET LOCAL intervalstyle = 'postgres';
+SET LOCAL timezone = 'UTC';
 SET LOCAL enable_seqscan = off;
 SET LOCAL plan_cache_mode = force_generic_plan;
 SET LOCAL jit = off;
@@ -21,10 +25,14 @@ SELECT current_setting('heartbeat.keeps_schedule', true) IS NOT DISTINCT FROM 'o
 -- name: begin_recording()#
 -- The same for record_outcomes, which waits for nobody's lock and tells the flows itself (the trigger
 -- data_flow_runs_ended_untold need not).
-BEGIN;
+BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL lock_timeout = '200ms';
 SET LOCAL statement_timeout = '4s';
 SET LOCAL idle_in_transaction_session_timeout = '2s';
+SET LOCAL default_transaction_isolation = 'read committed';
+SET LOCAL datestyle = 'ISO';
+SET LOCAL intervalstyle = 'postgres';
+SET LOCAL timezone = 'UTC';
 SET LOCAL enable_seqscan = off;
 SET LOCAL plan_cache_mode = force_generic_plan;
 SET LOCAL jit = off;
