@@ -1,0 +1,153 @@
+"""What the core's tests share: rows put in and read back as a DBA does, and flow classes made on the spot."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import namedtuple_row
+from psycopg.types.json import Jsonb
+
+from heartbeat import DataFlow
+
+Conn = psycopg.Connection[Any]
+
+
+def add_flow(db: Conn, name: str, **columns: Any) -> int:
+    """Insert a flow and return its id; it is due at once, and hourly unless `run_interval` says otherwise."""
+    columns = {"name": name, "run_interval": 3600, **columns}
+    if isinstance(columns.get("configuration"), dict):
+        columns["configuration"] = Jsonb(columns["configuration"])
+    statement = sql.SQL("INSERT INTO data_flows ({}) VALUES ({}) RETURNING id").format(
+        sql.SQL(", ").join(map(sql.Identifier, columns)), sql.SQL(", ").join(map(sql.Placeholder, columns))
+    )
+    return int(db.execute(statement, columns).fetchone()[0])
+
+
+def request_run(db: Conn, name: str) -> int:
+    """Ask for a run as the contract tells a DBA to, and return its id."""
+    row = db.execute(
+        "INSERT INTO data_flow_runs (data_flow_id) SELECT id FROM data_flows WHERE name = %s RETURNING id",
+        [name],
+    ).fetchone()
+    return int(row[0])
+
+
+def make_due(db: Conn, *names: str) -> None:
+    """Have flows, or all of them, run at the next heartbeat."""
+    db.execute(
+        "UPDATE data_flows SET next_run_at = now() WHERE name = ANY (%s) OR %s", [list(names), not names]
+    )
+
+
+def flow_row(db: Conn, name: str) -> Any:
+    """Return a flow's row as the table holds it."""
+    return _cursor(db).execute("SELECT * FROM data_flows WHERE name = %s", [name]).fetchone()
+
+
+def runs_of(db: Conn, name: str) -> list[Any]:
+    """Return a flow's runs as the table holds them, oldest first."""
+    return (
+        _cursor(db)
+        .execute(
+            "SELECT run.* FROM data_flow_runs AS run JOIN data_flows AS flow ON flow.id = run.data_flow_id "
+            "WHERE flow.name = %s ORDER BY run.id",
+            [name],
+        )
+        .fetchall()
+    )
+
+
+def statuses(db: Conn) -> dict[str, list[str]]:
+    """Return the status of every run, oldest first, by its flow's name."""
+    found: dict[str, list[str]] = {}
+    for name, status in db.execute(
+        "SELECT flow.name, run.status FROM data_flow_runs AS run "
+        "JOIN data_flows AS flow ON flow.id = run.data_flow_id ORDER BY run.id"
+    ):
+        found.setdefault(name, []).append(status)
+    return found
+
+
+def heartbeat_row(db: Conn, heartbeat_id: int) -> Any:
+    """Return a heartbeat's row as the table holds it."""
+    return _cursor(db).execute("SELECT * FROM heartbeats WHERE id = %s", [heartbeat_id]).fetchone()
+
+
+def _cursor(db: Conn) -> psycopg.Cursor[Any]:
+    return db.cursor(row_factory=namedtuple_row)
+
+
+def flow_class(name: str, run: Callable[[Any], Any], /, **attributes: Any) -> type[DataFlow]:
+    """Make a flow class of a function: `flow_class("Orders", lambda self: 17)`."""
+    return type(name, (DataFlow,), {"run": run, **attributes})
+
+
+class Noop(DataFlow):
+    """Does nothing, and succeeds."""
+
+    def run(self) -> None:
+        pass
+
+
+class Gate:
+    """Holds flows until the test lets them go, and says which began and how many ran at once.
+
+    `gate.flow("Slow")` is a class of such a flow.
+    """
+
+    def __init__(self) -> None:
+        self._open = threading.Event()
+        self._lock = threading.Lock()
+        self.begun: list[str] = []
+        self.now = 0
+        self.most = 0
+
+    def hold(self, flow: DataFlow) -> None:
+        with self._lock:
+            self.begun.append(flow.name)
+            self.now += 1
+            self.most = max(self.most, self.now)
+        try:
+            assert self._open.wait(30), "the gate was never opened"
+        finally:
+            with self._lock:
+                self.now -= 1
+
+    def open(self) -> None:
+        self._open.set()
+
+    def flow(self, name: str, **attributes: Any) -> type[DataFlow]:
+        return flow_class(name, lambda flow: self.hold(flow), **attributes)
+
+
+class Background:
+    """A call in a thread of its own."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._call = call
+        self._outcome: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._outcome = self._call()
+        except BaseException as exc:
+            self._error = exc
+
+    @property
+    def done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def result(self, seconds: float = 30) -> Any:
+        """Wait for the call and return what it returned, or raise what it raised."""
+        self._thread.join(seconds)
+        assert self.done, f"a call in the background still runs after {seconds} s"
+        if self._error is not None:
+            raise self._error
+        return self._outcome

@@ -1,0 +1,361 @@
+"""The statements of `sql/`: each explained, each checked at start, none that reads a large table through."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiosql
+import psycopg
+import pytest
+
+from heartbeat import Heartbeat, QueryError
+from heartbeat.queries import SHIPPED
+from tests import servers
+from tests.rows import Conn, Noop, add_flow
+
+FILES = sorted(SHIPPED.glob("*.sql"))
+NAME = re.compile(r"^-- name: (\w+)\(([^)]*)\)(\^|\$|!|<!|\*!|#)?$", re.MULTILINE)
+
+# --- as they are read -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_every_statement_has_its_parameters_in_brackets_and_its_sentence(file: Path) -> None:
+    text = file.read_text("utf-8")
+    names = [line for line in text.splitlines() if line.startswith("-- name:")]
+    assert names
+    for line in names:
+        assert NAME.fullmatch(line), line
+        following = text.partition(line + "\n")[2]
+        sentence = re.match(r"(?:-- .*\n)+", following)
+        assert sentence, f"{line} has no sentence"
+        assert sentence[0].rstrip().endswith("."), line
+        assert sentence[0][3].isupper(), line
+
+
+def test_one_file_explains_the_format_and_the_others_say_where() -> None:
+    for file in FILES:
+        opening = file.read_text("utf-8").partition("-- name:")[0]
+        assert "aiosql" in opening or "data_flows.sql explains the format" in opening, file.name
+
+
+# --- a DBA's own copy -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A DBA's copy of the SQL directory."""
+    return Path(shutil.copytree(SHIPPED, tmp_path / "sql"))
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text("utf-8")
+    assert text.count(old) >= 1, f"{old!r} is not in {file.name}"
+    file.write_text(text.replace(old, new, 1), "utf-8")
+
+
+def refusal(database_url: str, copy: Path) -> QueryError:
+    """Start the service on the copy, and return why it did not start."""
+    with pytest.raises(QueryError) as refused, Heartbeat(database_url=database_url, sql_dir=copy):
+        pass
+    return refused.value
+
+
+def test_a_copy_left_as_it_is_works(database_url: str, copy: Path) -> None:
+    with Heartbeat(database_url=database_url, sql_dir=copy) as hb:
+        assert hb.beat().flows_due == 0
+
+
+def test_an_edit_of_the_copy_is_what_runs(db: Conn, database_url: str, copy: Path) -> None:
+    add_flow(db, "Noop")
+    add_flow(db, "tmp_Noop", configuration={"class_name": "Noop"})
+    for statement in ("due_to_run", "claim"):
+        text = (copy / "data_flows.sql").read_text("utf-8")
+        before, name, after = text.partition(f"-- name: {statement}(")
+        after = after.replace(
+            "WHERE flow.enabled\n", "WHERE flow.enabled AND left(flow.name, 4) <> 'tmp_'\n", 1
+        )
+        (copy / "data_flows.sql").write_text(before + name + after, "utf-8")
+    with Heartbeat(flows=[Noop], database_url=database_url, sql_dir=copy) as hb:
+        assert [flow.name for flow in hb.due_to_run()] == ["Noop"]
+        assert hb.beat().flows_triggered == 1
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_a_file_that_is_missing_is_named_with_a_statement_that_stood_in_it(
+    database_url: str, copy: Path, file: Path
+) -> None:
+    (copy / file.name).unlink()
+    error = refusal(database_url, copy)
+    assert error.file == str(copy / file.name)
+    assert error.query in NAME.sub(lambda found: found[1], file.read_text("utf-8"))
+
+
+def test_a_directory_without_any_sql_is_named(database_url: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert str(tmp_path / "empty") in str(refusal(database_url, tmp_path / "empty"))
+
+
+def test_a_statement_that_is_missing_is_named(database_url: str, copy: Path) -> None:
+    edit(copy / "data_flows.sql", "-- name: list_flows()", "-- name: list_all_flows()")
+    error = refusal(database_url, copy)
+    assert (error.query, error.file) == ("list_flows", str(copy / "data_flows.sql"))
+    assert "missing" in str(error)
+
+
+def test_a_parameter_more_is_named_with_those_expected(database_url: str, copy: Path) -> None:
+    edit(copy / "data_flows.sql", "find_flow(name)^", "find_flow(name, enabled)^")
+    edit(copy / "data_flows.sql", "FROM data_flows AS flow\nWHERE flow.name = :name::text;",
+         "FROM data_flows AS flow\nWHERE flow.name = :name::text AND flow.enabled = :enabled;")  # fmt: skip
+    error = refusal(database_url, copy)
+    assert error.query == "find_flow"
+    assert "(enabled, name), expected (name)" in str(error)
+
+
+def test_a_parameter_less_is_named(database_url: str, copy: Path) -> None:
+    edit(copy / "data_flow_runs.sql", "list_runs(max_rows)", "list_runs()")
+    edit(copy / "data_flow_runs.sql", "LIMIT :max_rows::bigint", "LIMIT 20")
+    assert refusal(database_url, copy).query == "list_runs"
+
+
+def test_a_statement_that_would_return_something_else_is_named(database_url: str, copy: Path) -> None:
+    edit(copy / "data_flows.sql", "-- name: find_flow(name)^", "-- name: find_flow(name)")
+    assert refusal(database_url, copy).query == "find_flow"
+
+
+BROKEN = [
+    ("a syntax error", "ORDER BY name;", "ORDER BYE name;", "list_flows", 'syntax error at or near "BYE"'),
+    ("an unknown column", "ORDER BY name;", "ORDER BY nmae;", "list_flows", 'column "nmae" does not exist'),
+    ("an unknown table", "FROM data_flows\nORDER BY", "FROM data_flow\nORDER BY", "list_flows", "data_flow"),
+    ("a wrong type", "ORDER BY name;", "ORDER BY name LIMIT 'x';", "list_flows", '"x"'),
+    ("a wrong operator", "ORDER BY name;", "ORDER BY name + 1;", "list_flows", "operator does not exist"),
+    ("a second statement", "ORDER BY name;", "ORDER BY name; SELECT 1;", "list_flows", "multiple commands"),
+]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "query", "message"), [b[1:] for b in BROKEN], ids=[b[0] for b in BROKEN]
+)
+def test_what_postgres_refuses_stops_the_start_with_its_message(
+    database_url: str, copy: Path, old: str, new: str, query: str, message: str
+) -> None:
+    edit(copy / "data_flows.sql", old, new)
+    error = refusal(database_url, copy)
+    assert (error.query, error.file) == (query, str(copy / "data_flows.sql"))
+    assert message in str(error)
+    assert str(copy / "data_flows.sql") in str(error)
+    assert query in str(error)
+    assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "condition", ["flow.name NOT LIKE 'tmp%'", "flow.run_interval % 2 = 0", "flow.name <> '%s'"]
+)
+def test_a_percent_sign_that_is_not_doubled_stops_the_start_not_a_heartbeat_later(
+    database_url: str, copy: Path, condition: str
+) -> None:
+    edit(copy / "data_flows.sql", "WHERE flow.enabled\n", f"WHERE flow.enabled AND {condition}\n")
+    error = refusal(database_url, copy)
+    assert error.query == "due_to_run"
+    assert "%" in str(error)
+
+
+def test_a_doubled_percent_sign_is_a_percent_sign(db: Conn, database_url: str, copy: Path) -> None:
+    edit(copy / "data_flows.sql", "WHERE flow.enabled\n", "WHERE flow.enabled AND flow.name LIKE 'N%%'\n")
+    add_flow(db, "Noop")
+    add_flow(db, "other")
+    with Heartbeat(database_url=database_url, sql_dir=copy) as hb:
+        assert [flow.name for flow in hb.due_to_run()] == ["Noop"]
+
+
+def test_a_name_that_two_files_share_is_named_with_both(database_url: str, copy: Path) -> None:
+    with (copy / "heartbeats.sql").open("a") as file:
+        file.write("\n-- name: list_flows()\n-- Again.\nSELECT 1;\n")
+    error = refusal(database_url, copy)
+    assert error.query == "list_flows"
+    assert "data_flows.sql" in str(error)
+    assert "heartbeats.sql" in str(error)
+
+
+def test_a_name_that_stands_twice_in_a_file_is_named(database_url: str, copy: Path) -> None:
+    with (copy / "data_flows.sql").open("a") as file:
+        file.write("\n-- name: list_flows()\n-- Again.\nSELECT 1;\n")
+    assert "list_flows" in str(refusal(database_url, copy))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("    flow.next_run_at,\n", ""),
+        ("    flow.next_run_at,\n", "    flow.next_run_at AS due_at,\n"),
+        ("    flow.next_run_at,\n", "    flow.next_run_at,\n    flow.next_run_at AS due_at,\n"),
+        ("    flow.id,\n    flow.name,\n", "    flow.name,\n    flow.id,\n"),
+    ],
+    ids=["one less", "another name", "one more", "another order"],
+)
+def test_other_columns_than_the_shipped_ones_are_refused(
+    database_url: str, copy: Path, old: str, new: str
+) -> None:
+    edit(copy / "data_flows.sql", old, new)
+    error = refusal(database_url, copy)
+    assert error.query == "due_to_run"
+    assert "columns" in str(error)
+
+
+def test_a_column_of_another_type_is_refused_too(database_url: str, copy: Path) -> None:
+    edit(copy / "data_flows.sql", "flow.configuration::text AS configuration", "flow.configuration")
+    error = refusal(database_url, copy)
+    assert error.query == "due_to_run"
+    assert "configuration" in str(error)
+
+
+@pytest.mark.parametrize(
+    "content", [b"-- name: broken name\nSELECT 1;", b"-- name: a()\n\xff", b"", b"SELECT 1;"],
+    ids=["a bad name", "not UTF-8", "an empty file", "no name"],
+)  # fmt: skip
+def test_a_file_that_cannot_be_read_is_named(database_url: str, copy: Path, content: bytes) -> None:
+    (copy / "data_flows.sql").write_bytes(content)
+    assert refusal(database_url, copy).file == str(copy / "data_flows.sql")
+
+
+def test_a_statement_of_the_dbas_own_is_no_reason_to_refuse(database_url: str, copy: Path) -> None:
+    (copy / "ours.sql").write_text("-- name: check()\n-- Ours.\nSELECT 1 AS one;\n")
+    with Heartbeat(database_url=database_url, sql_dir=copy) as hb:
+        assert hb.beat().flows_due == 0
+
+
+# --- at 100,000 rows ------------------------------------------------------------------------------------
+
+BIG = {"data_flows", "data_flow_runs", "heartbeats"}
+RUNNER = uuid.UUID(int=1)
+
+FILL = """
+INSERT INTO data_flow_runners (id, host, pid) VALUES (%(runner)s, 'a', 1);
+INSERT INTO data_flows (name, run_interval, last_run_at, last_run_status, next_run_at)
+SELECT 'flow ' || n, 3600, now(), 'success', now() + n * interval '1 s' FROM generate_series(1, 100000) AS n;
+INSERT INTO heartbeats (received_at, finished_at) SELECT now(), now() FROM generate_series(1, 100000);
+INSERT INTO data_flow_runs (data_flow_id, heartbeat_id, runner_id, status, started_at, ended_at)
+SELECT n, n, %(runner)s, 'success', now(), now() FROM generate_series(1, 100000) AS n;
+UPDATE data_flows SET next_run_at = now() - interval '1 min' WHERE id <= 20;
+INSERT INTO data_flow_runs (data_flow_id) VALUES (30), (31);
+INSERT INTO data_flow_runs (data_flow_id, heartbeat_id, runner_id, status, started_at)
+SELECT n, 100001, %(runner)s, 'in_progress', now() FROM generate_series(40, 47) AS n;
+UPDATE data_flows SET last_run_status = 'in_progress' WHERE id BETWEEN 40 AND 47;
+INSERT INTO heartbeats (runner_id) VALUES (%(runner)s);
+"""
+
+
+@pytest.fixture(scope="module", params=["with statistics", "without statistics"])
+def big(request: pytest.FixtureRequest, server_url: str, template_database: str) -> Iterator[Conn]:
+    """A database with 100,000 flows, runs and heartbeats; a few flows are due, running or asked for."""
+    name = f"heartbeat_big_{uuid.uuid4().hex[:12]}"
+    url = servers.create_database(server_url, name, template_database)
+    try:
+        with psycopg.connect(url, autocommit=True) as conn, psycopg.ClientCursor(conn) as cursor:
+            for table in sorted(BIG):
+                cursor.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
+            cursor.execute(FILL, {"runner": RUNNER})
+            if request.param == "with statistics":
+                conn.execute("VACUUM ANALYZE")
+            yield conn
+    finally:
+        servers.drop_database(server_url, name)
+
+
+def statements() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for file in FILES:
+        loaded = aiosql.from_path(file, "psycopg")
+        found |= {name: getattr(loaded, name).sql for name in loaded.available_queries}
+    return found
+
+
+def hot_statements() -> list[tuple[str, dict[str, Any]]]:
+    """Return what heartbeats, renewals and the usual questions execute, with what it may read."""
+    outcome = {
+        "run_ids": [100003, 100004], "runner_ids": [RUNNER, RUNNER], "statuses": ["success", "failed"],
+        "results": [None, None], "errors": [None, "x"], "backtraces": [None, None],
+    }  # fmt: skip
+    now = "now"
+    due = {"as_of": now, "run_tolerance": 0.5}
+    return [
+        ("open_heartbeat", {"client_ip": None, "runner_id": RUNNER, "run_tolerance": 0.5, "runner_ttl": 30.0}),
+        ("recount_heartbeat", {"heartbeat_id": 100001, "run_tolerance": 0.5}),
+        ("what_remains", due),
+        ("due_to_run", due),
+        ("claim", {**due, "max_runs": 8, "heartbeat_id": 100001, "runner_id": RUNNER, "runner_ttl": 1e6}),
+        ("claim_flow", {"name": "flow 77", "runner_id": RUNNER}),
+        ("record_outcomes", outcome),
+        ("record_outcomes_only", outcome),
+        ("settle_flows", {}),
+        ("close_runs_of_dead_runners", {"runner_ttl": 1e6}),
+        ("close_heartbeats_of_dead_runners", {"runner_ttl": 1e6}),
+        ("remove_dead_runners", {"runner_ttl": 1e6}),
+        ("live_run_ids", {"runner_id": RUNNER}),
+        ("close_heartbeat", {"heartbeat_id": 100001, "finished": True, "flows_triggered": 8,
+                             "flows_succeeded": 8, "flows_failed": 0}),
+        ("find_flow", {"name": "flow 77"}),
+        ("get_run", {"run_id": 77}),
+        ("list_runs", {"max_rows": 20}),
+        ("list_runs_of_flow", {"data_flow_id": 77, "max_rows": 20}),
+        ("add_flow_if_absent", {"name": "flow 77", "description": None, "configuration": "{}", "run_interval": 60}),
+        ("prune_runs", {"retention_days": 30, "max_rows": 100}),
+        ("prune_heartbeats", {"retention_days": 30, "max_rows": 100}),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "parameters"), hot_statements(), ids=[name for name, _ in hot_statements()])
+def test_a_hot_statement_reads_what_it_needs_of_large_tables_and_no_more(
+    big: Conn, explain: Callable[..., Any], name: str, parameters: dict[str, Any]
+) -> None:
+    plan = explain(big, statements()[name], parameters)
+    scans = [node for node in nodes(plan) if node.get("Relation Name") in BIG]
+    assert [node["Relation Name"] for node in scans if node["Node Type"] == "Seq Scan"] == []
+    read = {described(node): rows_read(node) for node in scans}
+    assert sum(read.values()) <= 500, read
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] <= 1000, read
+
+
+@pytest.fixture
+def explain(database_url: str) -> Iterator[Callable[..., Any]]:
+    """Execute a statement as the service's own transactions do, undo it, and return its plan."""
+    with Heartbeat(database_url=database_url) as hb:
+        begin = hb._queries.begin_bounded
+
+        def run(conn: Conn, statement: str, parameters: dict[str, Any]) -> Any:
+            begin(conn)
+            try:
+                numbers = {key: f"${number}" for number, key in enumerate(sorted(parameters), 1)}
+                text = re.sub(r"%\((\w+)\)s", lambda found: numbers[found[1]], statement).replace("%%", "%")
+                conn.execute(f"PREPARE hot AS {text.rstrip().rstrip(';')}")
+                values = ", ".join(psycopg.sql.quote(parameters[key], conn) for key in sorted(parameters))
+                call = f"EXECUTE hot({values})" if parameters else "EXECUTE hot"
+                [[[explained]]] = [
+                    conn.execute(f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {call}").fetchall()
+                ]
+            finally:
+                conn.rollback()
+                conn.execute("DEALLOCATE ALL")
+            return explained[0]["Plan"]
+
+        yield run
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for below in plan.get("Plans", ()):
+        yield from nodes(below)
+
+
+def described(node: dict[str, Any]) -> str:
+    return f"{node['Node Type']} on {node['Relation Name']} {node['Alias']} {node.get('Index Name', '')}"
+
+
+def rows_read(node: dict[str, Any]) -> int:
+    removed = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
+    return int((node.get("Actual Rows", 0) + removed) * node.get("Actual Loops", 1))
