@@ -1,0 +1,1 @@
+"""The project's benchmark: see README.md beside this file."""
