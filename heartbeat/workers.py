@@ -7,7 +7,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -114,12 +114,9 @@ class Workers:
 
     def interrupt(self) -> None:
         """Fail whatever has not ended: the process goes now."""
-        while self._queue:
-            try:
-                run = self._queue.popleft()
-            except IndexError:
-                break
-            self._fail(run, Interrupted("the process stopped before the run began"))
+        with suppress(IndexError):
+            while True:
+                self._fail(self._queue.popleft(), Interrupted("the process stopped before the run began"))
         for run in list(self._active.values()):
             if self._active.pop(run.run_id, None) is not None:
                 self._fail(run, Interrupted("the process stopped while this ran"))
@@ -143,13 +140,11 @@ class Workers:
                 self._hungry.set()
 
     def _next(self) -> ClaimedRun | None:
-        try:
+        with suppress(IndexError):
             return self._queue.popleft()
-        except IndexError:
-            pass
         with self._has_work:
             while not self._stopped:
-                if self._queue:
+                with suppress(IndexError):  # whoever comes straight from its last run does not take the lock
                     return self._queue.popleft()
                 self._has_work.wait()
         return None
