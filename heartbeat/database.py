@@ -287,9 +287,16 @@ def _configure_flows(conn: Connection) -> None:
 
 
 def _looks_changed(conn: Connection) -> bool:
+    # psycopg has no public way to ask for handlers and for adapters of the connection's own.
+    adapters = conn.adapters
     return (
         conn.autocommit
         or conn.prepare_threshold is not None
         or conn.row_factory is not tuple_row
+        or conn.cursor_factory is not psycopg.Cursor
+        or conn.server_cursor_factory is not psycopg.ServerCursor
         or (conn.isolation_level, conn.read_only, conn.deferrable) != (None, None, None)
+        or bool(conn._notice_handlers or conn._notify_handlers)
+        or any(adapters._own_dumpers.values())
+        or any(adapters._own_loaders)
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ SERVER = pytest.StashKey[servers.Server]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Under nohup SIGHUP is ignored, and so it would be by every process that a test starts.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if _is_worker(config) or config.option.collectonly:
         return
     try:
