@@ -12,8 +12,7 @@ CREATE TABLE data_flow_stuck_threads (
     CONSTRAINT data_flow_stuck_threads_timestamps_finite CHECK (
         since BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'
     ),
-    CONSTRAINT data_flow_stuck_threads_data_flow_exists
-        FOREIGN KEY (data_flow_id) REFERENCES data_flows (id) ON DELETE CASCADE,
+    -- No foreign key to data_flows: its check would wait for whoever has the flow's row locked.
     CONSTRAINT data_flow_stuck_threads_runner_exists
         FOREIGN KEY (runner_id) REFERENCES data_flow_runners (id) ON DELETE CASCADE
 );

@@ -239,6 +239,30 @@ def test_an_open_transaction_on_one_flow_delays_the_record_of_no_other(
     assert flow_row(db, "Slow").last_run_status == last
 
 
+@pytest.mark.parametrize("statement", ["SELECT * FROM data_flows WHERE name = 'Stuck' FOR UPDATE",
+                                       "DELETE FROM data_flows WHERE name = 'Stuck'"])  # fmt: skip
+def test_an_open_transaction_on_a_flow_that_timed_out_delays_the_record_of_no_other(
+    db: Conn, database_url: str, statement: str
+) -> None:
+    gate = Gate()
+    add_flow(db, "Stuck", run_timeout=1, configuration={"class_name": "Slow"})
+    add_flow(db, "Other", configuration={"class_name": "Slow"})
+    with (
+        psycopg.connect(database_url) as dba,
+        Heartbeat(flows=[gate.flow("Slow")], database_url=database_url, time_budget=5) as hb,
+    ):
+        beat = Background(hb.beat)
+        wait_until(lambda: gate.now == 2)
+        dba.execute(statement)
+        time.sleep(1.2)  # past the timeout, whose note needs the locked row
+        gate.open()
+        wait_until(lambda: statuses(db)["Other"] == ["success"], seconds=3, what="the record of the other")
+        dba.rollback()
+        beat.result()
+        wait_until(lambda: not live_runs(db), what="the last record")
+    assert statuses(db) == {"Stuck": ["failed"], "Other": ["success"]}
+
+
 def live_runs(db: Conn) -> list[Any]:
     return db.execute("SELECT id FROM data_flow_runs WHERE ended_at IS NULL").fetchall()
 

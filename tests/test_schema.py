@@ -118,10 +118,6 @@ REFUSED = [
         f"VALUES (1, 1, '{RUNNER}'), (1, 1, '{RUNNER}')",
     ),
     (
-        "data_flow_stuck_threads_data_flow_exists",
-        f"INSERT INTO data_flow_stuck_threads (run_id, data_flow_id, runner_id) VALUES (1, 999, '{RUNNER}')",
-    ),
-    (
         "data_flow_stuck_threads_runner_exists",
         "INSERT INTO data_flow_stuck_threads (run_id, data_flow_id, runner_id) VALUES (1, 1, gen_random_uuid())",
     ),
