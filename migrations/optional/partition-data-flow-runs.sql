@@ -1,6 +1,6 @@
 -- Set ended runs aside in segments by time, for histories of some hundred million runs and more: dropping a segment then
 -- replaces pruning, which deletes row by row. Optional: `heartbeat migrate` does not apply it, a DBA does, as the owner
--- of the tables (or a superuser), and a new version of the service neither needs nor minds it:
+-- of the tables (or a superuser); the service runs with it and without it:
 --
 --   psql -1 -v ON_ERROR_STOP=1 -f partition-data-flow-runs.sql "$HEARTBEAT_DATABASE_URL"
 --
@@ -45,7 +45,7 @@
 --   * ON CONFLICT (data_flow_id) WHERE … in the claim finds no index, not one on the live partition alone nor one on
 --     (data_flow_id, ended_at) NULLS NOT DISTINCT. Without a target, DO NOTHING works, with an edited sql/;
 --   * two that end the same run at once: the second gets error 40001, "tuple to be locked was already moved to another
---     partition", and with it loses its whole batch of outcomes, where it now learns that somebody was first;
+--     partition", which takes back the statement, a batch of outcomes; now it learns that somebody was first;
 --   * ending a run is a DELETE and an INSERT, and the trigger data_flow_runs_deleted_live notes every flow as unsettled.
 
 CREATE FUNCTION data_flow_runs_close_segment() RETURNS text
