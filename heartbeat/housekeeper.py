@@ -14,6 +14,9 @@ from heartbeat.settings import Settings
 
 log = logging.getLogger("heartbeat")
 
+_SOON = 0.2
+"""Seconds to the next look while a stuck thread's note waits to be taken away."""
+
 _PRUNE_BATCH = 2000
 """Rows that are pruned at most by one statement; it then takes some 10 ms."""
 
@@ -85,7 +88,8 @@ class Housekeeper:
                 log.warning("housekeeping has to wait: %s", exc, extra={"event": "housekeeping_failed"})
             except Exception:
                 log.exception("housekeeping failed", extra={"event": "housekeeping_failed"})
-            self._wake.wait(interval)
+            # A thread may end before its run's outcome is on record; its note can go right after that.
+            self._wake.wait(min(_SOON, interval) if self._ended_threads else interval)
             self._wake.clear()
 
     def _forget_ended_threads(self) -> None:
