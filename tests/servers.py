@@ -9,6 +9,7 @@ embedded server. Other versions: `HEARTBEAT_TEST_IMAGE` names another image than
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shutil
 import tempfile
@@ -122,16 +123,21 @@ def _docker_has(image: str) -> bool:
     import docker.errors
     import requests
 
-    try:
-        with _docker_client() as client:
-            client.ping()
-            try:
-                client.images.get(image)
-            except docker.errors.ImageNotFound:
-                client.images.pull(image)
-    except (docker.errors.DockerException, requests.RequestException):
-        return False
-    return True
+    has_it = True
+    with warnings.catch_warnings():
+        # Where nobody listens, the library forgets a socket, and pytest would blame some test for it.
+        warnings.simplefilter("ignore", ResourceWarning)
+        try:
+            with _docker_client() as client:
+                client.ping()
+                try:
+                    client.images.get(image)
+                except docker.errors.ImageNotFound:
+                    client.images.pull(image)
+        except (docker.errors.DockerException, requests.RequestException):
+            has_it = False
+        gc.collect()
+    return has_it
 
 
 @contextlib.contextmanager
