@@ -89,6 +89,10 @@ BEGIN
                 SELECT 2, format('ALTER TABLE data_flow_runs ADD CONSTRAINT %I %s', conname, pg_get_constraintdef(oid))
                 FROM pg_constraint WHERE conrelid = old AND contype IN ('p', 'u', 'f')
                 UNION ALL
+                SELECT 3, format('ALTER INDEX %I SET (%s)', conname, array_to_string(reloptions, ', '))
+                FROM pg_constraint JOIN pg_class AS key ON key.oid = conindid
+                WHERE conrelid = old AND contype IN ('p', 'u') AND key.reloptions IS NOT NULL
+                UNION ALL
                 SELECT 2, pg_get_indexdef(key.indexrelid)
                 FROM pg_index AS key
                 WHERE key.indrelid = old
