@@ -94,7 +94,7 @@ def safe_repr(value: Any) -> str:
 def load_json(text: str) -> Any:
     """Read JSON out of the database. Raises ValueError for what is beyond Python, or would not be JSON again."""
     try:
-        return json.loads(text, parse_float=_finite)
+        return _DECODER.decode(text)
     except RecursionError as exc:
         raise ValueError("it is nested too deeply") from exc
 
@@ -112,3 +112,6 @@ def _finite(text: str) -> float:
     if math.isinf(number):
         raise ValueError(f"the number {text[:20]}… is too large")
     return number
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite)

@@ -58,7 +58,10 @@ class DataFlow:
     @property
     def stopping(self) -> threading.Event:
         """Set when the run should end soon: its time is up, or the process stops. A long flow watches it."""
-        event: threading.Event = self.__dict__.setdefault("_stopping", threading.Event())
+        of_run: Callable[[], threading.Event] | None = self.__dict__.get("_stopping")
+        if of_run is not None:
+            return of_run()
+        event: threading.Event = self.__dict__.setdefault("_own_stopping", threading.Event())
         return event
 
     def connection(self) -> AbstractContextManager[psycopg.Connection[Any]]:
@@ -80,7 +83,7 @@ class DataFlow:
         run_id: int,
         configuration: dict[str, Any],
         connect: Connect,
-        stopping: threading.Event,
+        stopping: Callable[[], threading.Event],
     ) -> None:
         """Tell an instance which run it is; its own __init__ need not know."""
         self.__dict__.setdefault("configuration", configuration)

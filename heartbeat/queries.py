@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +69,14 @@ class Queries:
 class _Statement:
     """One named statement."""
 
-    def __init__(self, file: Path, name: str, function: Any) -> None:
+    def __init__(self, file: Path, name: str, function: Any, cursor: Any) -> None:
         self.file = file
         self.name = name
         self.operation: SQLOperationType = function.operation
         self.parameters = sorted(function.parameters or ())
         self.sql: str = function.sql
-        # A plain aiosql query is a generator that runs when it is consumed: consume it.
-        self.call = _eager(function) if self.operation is SQLOperationType.SELECT else function
+        # A plain aiosql query is a generator that runs when it is consumed: take all its rows at once.
+        self.call = _all_rows(cursor) if self.operation is SQLOperationType.SELECT else function
 
     def describe(self, conn: psycopg.Connection[Any]) -> list[str]:
         """Return the result's columns with their types, as Postgres sees them."""
@@ -118,9 +119,11 @@ class _Statement:
         return QueryError(f"{self.file}, {self.name}: {reason}", file=str(self.file), query=self.name)
 
 
-def _eager(function: Callable[..., Iterable[Any]]) -> Callable[..., list[Any]]:
+def _all_rows(cursor: Callable[..., AbstractContextManager[Any]]) -> Callable[..., list[Any]]:
     def call(conn: psycopg.Connection[Any], **parameters: Any) -> list[Any]:
-        return list(function(conn, **parameters))
+        with cursor(conn, **parameters) as rows:
+            fetched: list[Any] = rows.fetchall()
+            return fetched
 
     return call
 
@@ -141,7 +144,7 @@ def _load(directory: Path) -> dict[str, _Statement]:
                 raise QueryError(
                     f"{file}: {name} stands in {statements[name].file.name} too", file=str(file), query=name
                 )
-            statements[name] = _Statement(file, name, function)
+            statements[name] = _Statement(file, name, function, getattr(loaded, f"{name}_cursor", None))
     return statements
 
 

@@ -38,7 +38,6 @@ class Recorder:
         self._waiting: deque[Outcome] = deque()
         self._wake = threading.Event()
         self._stopping = False
-        self._taken: deque[tuple[float, int]] = deque(maxlen=256)
         self._thread = threading.Thread(target=self._work, name="heartbeat-recorder", daemon=True)
 
     def start(self) -> None:
@@ -49,11 +48,6 @@ class Recorder:
         self._waiting.append(outcome)
         if not self._wake.is_set():
             self._wake.set()
-
-    def recent(self, seconds: float) -> int:
-        """How many runs ended in the last so many seconds."""
-        since = time.monotonic() - seconds
-        return sum(count for when, count in list(self._taken) if when >= since)
 
     def stop(self) -> None:
         """Stop writing; what is not on record by now is left to whoever finds this runner dead."""
@@ -75,8 +69,6 @@ class Recorder:
             outcome = self._waiting.popleft()
             size += sum(len(text) for text in (outcome.result, outcome.error, outcome.backtrace) if text)
             batch.append(outcome)
-        if batch:
-            self._taken.append((time.monotonic(), len(batch)))
         return batch
 
     def _write_until_written(self, batch: list[Outcome]) -> None:

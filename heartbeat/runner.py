@@ -60,7 +60,6 @@ class Runner:
             deadlines,
             on_outcome=self._recorder.put,
             on_thread_ended=lambda run: self._housekeeper.thread_ended(run),
-            recent=self._recorder.recent,
         )
         self._keeper = Keeper(
             settings, database, queries, self._live_runs, on_lease_lost=self._workers.ask_to_stop

@@ -103,13 +103,34 @@ class ClaimedRun:
     """Ends the wait of the thread that runs it: set for async flows."""
     connections: list[Connection[Any]] = field(default_factory=list)
     """Connections lent to it right now, so that a query which overstays can be cancelled."""
-    stopping: threading.Event = field(default_factory=threading.Event)
-    """What the flow sees as its `stopping`."""
+    started_at: float = float("inf")
+    """When a thread took it up, by `time.monotonic()`."""
     timed_out: bool = False
     thread_lost: bool = False
     """It timed out and keeps its thread, which another one has replaced."""
     execution_ended: bool = False
     """Nothing of it goes on any more, although its outcome was decided before."""
+    _is_asked_to_stop: bool = False
+    _stopping: threading.Event | None = None
+
+    def stopping(self) -> threading.Event:
+        """Return what the flow sees as its `stopping`. Made when it is asked for: most flows never do."""
+        with _making:
+            if self._stopping is None:
+                self._stopping = threading.Event()
+            if self._is_asked_to_stop:
+                self._stopping.set()
+            return self._stopping
+
+    def ask_to_stop(self) -> None:
+        """Tell the flow that its run should end soon."""
+        with _making:
+            self._is_asked_to_stop = True
+            if self._stopping is not None:
+                self._stopping.set()
+
+
+_making = threading.Lock()
 
 
 @dataclass(slots=True, eq=False)

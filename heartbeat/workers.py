@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -17,12 +18,13 @@ from heartbeat.database import Database
 from heartbeat.deadlines import Deadlines
 from heartbeat.eventloop import EventLoop
 from heartbeat.flows import DataFlow, Registry
+from heartbeat.pace import Pace
 from heartbeat.runs import ClaimedRun, Outcome
 
 log = logging.getLogger("heartbeat")
 
-_CLAIM_AHEAD = 1000
-"""Most runs claimed and not begun, however fast they end."""
+_CLAIM = 1000
+"""Most runs in one claim, however fast they end."""
 
 _CLAIM_AHEAD_SECONDS = 0.1
 """How much work is claimed ahead: a slow flow holds up no more than that."""
@@ -50,7 +52,6 @@ class Workers:
         deadlines: Deadlines,
         on_outcome: Callable[[Outcome], None],
         on_thread_ended: Callable[[ClaimedRun], None],
-        recent: Callable[[float], int],
     ) -> None:
         self._concurrency = concurrency
         self._registry = registry
@@ -58,9 +59,10 @@ class Workers:
         self._deadlines = deadlines
         self._on_outcome = on_outcome
         self._on_thread_ended = on_thread_ended
-        self._recent = recent
+        self._pace = Pace()
         self._loop = EventLoop(deadlines)
         self._queue: deque[ClaimedRun] = deque()
+        self._queued = 0  # all that ever were
         self._active: dict[int, ClaimedRun] = {}
         self._stuck: dict[int, ClaimedRun] = {}
         self._giving_up = threading.Lock()
@@ -74,6 +76,7 @@ class Workers:
     def start(self) -> None:
         for _ in range(self._concurrency):
             self._start_thread()
+        self._time_out_overdue()
 
     @property
     def stuck_threads(self) -> int:
@@ -87,30 +90,33 @@ class Workers:
     def room(self) -> int:
         """How many runs to claim now: 0 while enough work is waiting already.
 
-        Enough is about 100 ms of it, or twice what a claim takes if that is longer: as many runs as ended in that
-        time lately, and never fewer than there are free threads.
+        Enough is about 100 ms of it, or twice what a claim takes if that is longer: as many runs as end in that time
+        lately, and never fewer than there are free threads. Two claims' worth at most: one is run while the next
+        is on its way.
         """
-        waiting = len(self._queue)
-        recent = self._recent(max(_CLAIM_AHEAD_SECONDS, 2 * self.claim_seconds))
-        ahead = min(_CLAIM_AHEAD, max(self._concurrency - len(self._active), recent))
+        waiting, active = len(self._queue), len(self._active)
+        seconds = max(_CLAIM_AHEAD_SECONDS, 2 * self.claim_seconds)
+        expected = self._pace.expected(time.monotonic(), self._queued - waiting - active, seconds)
+        ahead = min(2 * _CLAIM, max(self._concurrency - active, expected))
         self._low_water = ahead // 2
-        return ahead - waiting if waiting <= self._low_water else 0
+        return min(_CLAIM, ahead - waiting) if waiting <= self._low_water else 0
 
     def wait_for_room(self, timeout: float) -> None:
         """Wait until some work has been taken up."""
         self._hungry.wait(timeout)
         self._hungry.clear()
 
-    def put(self, runs: Iterable[ClaimedRun]) -> None:
+    def put(self, runs: Sequence[ClaimedRun]) -> None:
         """Queue runs for the threads."""
         with self._has_work:
+            self._queued += len(runs)
             self._queue.extend(runs)
             self._has_work.notify(self._concurrency)
 
     def ask_to_stop(self) -> None:
         """Tell the flows that run to come to an end."""
         for run in list(self._active.values()):
-            run.stopping.set()
+            run.ask_to_stop()
 
     def interrupt(self) -> None:
         """Fail whatever has not ended: the process goes now."""
@@ -151,14 +157,12 @@ class Workers:
 
     def _perform(self, run: ClaimedRun) -> None:
         """Bring a run to its end, whatever the flow does."""
+        run.started_at = time.monotonic()
         self._active[run.run_id] = run
-        key = self._deadlines.add(run.timeout, lambda: self._time_out(run)) if run.timeout else None
         try:
             outcome = self._outcome(run)
         except BaseException as exc:  # noqa: BLE001 - a flow may raise anything; it is its own run's failure
             outcome = failure(run, exc)
-        if key is not None:
-            self._deadlines.remove(key)
         if run.connections:
             self._take_back_all(run)
         if self._active.pop(run.run_id, None) is not None:
@@ -175,6 +179,8 @@ class Workers:
         flow = self._make_flow(run)
         self._require_active(run)
         result = flow.run()
+        if result is None:
+            return Outcome(run, "success")
         if inspect.isawaitable(result):
             result = self._await(run, result)
         if inspect.isgenerator(result) or inspect.isasyncgen(result):
@@ -236,6 +242,15 @@ class Workers:
             conn.close()
             self._take_back(run, conn)
 
+    def _time_out_overdue(self) -> None:
+        """Look at every active run's time, again and again: to set a deadline for each would cost a no-op flow 5 %."""
+        now = time.monotonic()
+        for run in list(self._active.values()):
+            if run.timeout and now - run.started_at >= run.timeout:
+                self._time_out(run)
+        if not self._stopped:
+            self._deadlines.add(0, self._time_out_overdue)
+
     def _time_out(self, run: ClaimedRun) -> None:
         """Fail a run whose time is up, ask it to end, and give its slot to another thread."""
         with self._giving_up:
@@ -245,7 +260,7 @@ class Workers:
             run.timed_out = True
             run.thread_lost = run.cancel is None
         self._fail(run, RunTimeout(f"the run took longer than {run.timeout:g} s"), thread_lives=True)
-        run.stopping.set()
+        run.ask_to_stop()
         if run.cancel is not None:
             run.cancel()
         else:
