@@ -53,14 +53,14 @@ def _drain(
         "runner_id": runner,
         "runner_ttl": RUNNER_TTL,
     }
-    runners, successes, nothing = [runner] * batch, ["success"] * batch, [None] * batch
+    successes, nothing = ["success"] * batch, [None] * batch
     done = 0
     while rows := queries.claim(conn, **claim):
         count = len(rows)
         recorded = queries.record_outcomes(
             conn,
+            runner_id=runner,
             run_ids=[row.run_id for row in rows],
-            runner_ids=runners[:count],
             statuses=successes[:count],
             results=nothing[:count],
             errors=nothing[:count],

@@ -35,8 +35,8 @@ SELECT count(*) FROM bench_record(':ids', '{runner}');
 RECORD_WRAPPER = """
 CREATE FUNCTION bench_record(ids text, runner uuid) RETURNS SETOF bigint LANGUAGE sql AS $$
     SELECT bench_record_outcomes(
+        runner,
         ids::bigint[],
-        array_fill(runner, ARRAY[cardinality(ids::bigint[])]),
         array_fill('success'::text, ARRAY[cardinality(ids::bigint[])]),
         array_fill(NULL::text, ARRAY[cardinality(ids::bigint[])]),
         array_fill(NULL::text, ARRAY[cardinality(ids::bigint[])]),

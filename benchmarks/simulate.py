@@ -157,8 +157,8 @@ def _beat(conn: Any, queries: Any, runner: Any, moment: Any) -> None:
         count = len(rows)
         queries.record_outcomes(
             conn,
+            runner_id=runner,
             run_ids=[row.run_id for row in rows],
-            runner_ids=[runner] * count,
             statuses=["success"] * count,
             results=[None] * count,
             errors=[None] * count,

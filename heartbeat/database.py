@@ -6,11 +6,15 @@ Two pools, so that flows which take every connection of theirs never keep a hear
 from __future__ import annotations
 
 import logging
+import math
 import os
+import select
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import psycopg
@@ -39,6 +43,12 @@ STATEMENT_TIMEOUT = 4.0
 _CHECK_LIMIT = 1.0
 """Seconds for a pooled connection to prove itself: one into a black hole would hang for minutes."""
 
+_TRUSTED = 1.0
+"""Seconds for which whoever trusts takes a connection to be good after its last use, unless its server has hung up."""
+
+_trusting: ContextVar[bool] = ContextVar("trusting", default=False)
+"""What `transaction(trusting=True)` tells the pool's check, which is made in the same thread."""
+
 _OWN_CONNECTIONS = 8
 """Most connections for statements of our own; each is held for one statement."""
 
@@ -52,8 +62,23 @@ _BOUNDS: dict[str, str | int] = {
     "application_name": "heartbeat",
 }
 
+_POOL: dict[str, Any] = {
+    "min_size": 0,
+    "timeout": float(CONNECT_TIMEOUT),
+    # Give a failed attempt up at once, so that the next request tries anew instead of waiting out a backoff.
+    "reconnect_timeout": 0.5,
+    "open": True,
+}
+
 # A pooler that does not carry prepared statements across transactions answers with one of these.
 _NOT_PREPARED = (pg.InvalidSqlStatementName, pg.DuplicatePreparedStatement)
+
+
+class _OwnConnection(psycopg.Connection[Any]):
+    """A connection for our own statements."""
+
+    used_at = -math.inf
+    """When it last did what it should, by `time.monotonic()`."""
 
 
 class Database:
@@ -65,10 +90,10 @@ class Database:
         self._deadlines = deadlines
         self._embedded: EmbeddedServer | None = None
         self._conninfo = ""
-        self._own_conninfo = ""
         self._has_bounds = False
         self._prepare_threshold: int | None = 2
-        self._own: ConnectionPool[Connection] | None = None
+        self._own: ConnectionPool[_OwnConnection] | None = None
+        self._recording: ConnectionPool[_OwnConnection] | None = None
         self._flows: ConnectionPool[Connection] | None = None
         self._lock = threading.Lock()
 
@@ -89,15 +114,22 @@ class Database:
             self._conninfo = bounded_conninfo(self._embedded.start())
         else:
             self._conninfo = bounded_conninfo(self._settings.database_url or "")
-        self._own_conninfo, self._has_bounds = self._try_bounds()
-        self._own = self._pool("own", self._own_conninfo, _OWN_CONNECTIONS, self._configure_own)
-        self._flows = self._pool(
-            "flows", self._conninfo, self._settings.concurrency, _configure_flows, reset=self._reset
+        self._has_bounds = self._try_bounds()
+        self._own = self._own_pool("own", "begin_bounded", _OWN_CONNECTIONS)
+        self._recording = self._own_pool("recording", "begin_recording", 1)
+        self._flows = ConnectionPool(
+            self._conninfo,
+            max_size=self._settings.concurrency,
+            name="heartbeat-flows",
+            check=self._check,
+            configure=_configure_flows,
+            reset=self._reset,
+            **_POOL,
         )
 
     def close(self) -> None:
         """Close the pools; the last process out stops the embedded server."""
-        for pool in (self._own, self._flows):
+        for pool in (self._own, self._recording, self._flows):
             if pool is not None:
                 pool.close(timeout=1.0)
         if self._embedded is not None:
@@ -107,26 +139,46 @@ class Database:
     def connect(self) -> Connection:
         """Open a connection outside the pools, for whoever must not wait for one."""
         with translated():
-            conn = psycopg.connect(self._own_conninfo, autocommit=True)
+            conn = psycopg.connect(self._own_conninfo("begin_bounded"), autocommit=True)
             self._configure_own(conn)
             return conn
 
-    def _try_bounds(self) -> tuple[str, bool]:
-        """Return how to connect for our own statements, and whether such a session has begin_bounded's settings.
+    def _try_bounds(self) -> bool:
+        """Find out whether a session can have our settings from its start.
 
         A pooler refuses them at connect, or drops them; each transaction then sets them for itself.
         """
-        options = f"{conninfo_to_dict(self._conninfo).get('options') or ''} {self._queries.session_options()}"
-        bounded = make_conninfo(self._conninfo, options=options.strip())
         with translated():
             try:
-                with psycopg.connect(bounded, autocommit=True) as conn:
+                with psycopg.connect(self._with_settings("begin_bounded"), autocommit=True) as conn:
                     if self._queries.has_bounds(conn):
-                        return bounded, True
+                        return True
             except psycopg.OperationalError:
                 psycopg.connect(self._conninfo).close()  # raises if it was not the options
         log.info("the connection pooler takes no settings; they are set in each transaction")
-        return self._conninfo, False
+        return False
+
+    def _own_conninfo(self, begin: str) -> str:
+        return self._with_settings(begin) if self._has_bounds else self._conninfo
+
+    def _with_settings(self, begin: str) -> str:
+        """Return how to connect to a session that has from its start what the script `begin` sets."""
+        given = conninfo_to_dict(self._conninfo).get("options") or ""
+        return make_conninfo(
+            self._conninfo, options=f"{given} {self._queries.session_options(begin)}".strip()
+        )
+
+    def _own_pool(self, name: str, begin: str, size: int) -> ConnectionPool[_OwnConnection]:
+        return ConnectionPool(
+            self._own_conninfo(begin),
+            connection_class=_OwnConnection,
+            kwargs={"autocommit": True},
+            max_size=size,
+            name=f"heartbeat-{name}",
+            check=self._check_own,
+            configure=self._configure_own,
+            **_POOL,
+        )
 
     @contextmanager
     def transaction(
@@ -134,25 +186,31 @@ class Database:
         conn: Connection | None = None,
         *,
         timeout: float = STATEMENT_TIMEOUT,
-        begin: Callable[[Connection], object] | None = None,
+        recording: bool = False,
+        trusting: bool = False,
     ) -> Iterator[Connection]:
         """Run statements of our own, every wait bounded; `timeout` is seconds for each.
 
         Each statement commits by itself where the session has its bounds from the start: nothing is held between
-        two of them, and the round trips of a transaction are spared. With another `timeout`, another `begin` than
-        begin_bounded, or behind a pooler, they are one transaction.
+        two of them, and the round trips of a transaction are spared. With another `timeout`, or behind a pooler,
+        they are one transaction. `recording` is for record_outcomes: the settings are those of begin_recording.
+        `trusting` spares the round trip that proves a connection good, if it was used a moment ago; it is for who
+        can try again.
 
-        Raises DatabaseUnavailable when the database cannot be reached or does not answer in time, LockTimeout
-        when somebody else's lock was in the way.
+        Raises DatabaseUnavailable when the database cannot be reached or does not answer in time, SessionEnded when
+        the statement was not run because the server had ended the session, LockTimeout when somebody else's lock
+        was in the way.
         """
-        with translated(), self._borrowed(conn) as connection:
+        begin = self._queries.begin_recording if recording else self._queries.begin_bounded
+        pool = self._recording if recording else self._own
+        with translated(), _lent(conn) if conn else self._borrowed(pool, trusting) as connection:
             try:
                 # The server bounds the statement; this bounds the wait for a server that has vanished.
                 with self._deadlines.limit(timeout + 0.5, lambda: sever(connection)):
-                    if self._has_bounds and begin is None and timeout == STATEMENT_TIMEOUT:
+                    if self._has_bounds and timeout == STATEMENT_TIMEOUT:
                         yield connection
                         return
-                    (begin or self._queries.begin_bounded)(connection)
+                    begin(connection)
                     if timeout != STATEMENT_TIMEOUT:
                         self._queries.bound_statement(connection, milliseconds=f"{timeout * 1000:.0f}")
                     try:
@@ -190,35 +248,14 @@ class Database:
         if self._flows is not None and not self._flows.closed:
             self._flows.resize(0, count)
 
-    def _borrowed(self, conn: Connection | None) -> AbstractContextManager[Connection]:
-        if conn is not None:
-            return _lent(conn)
-        if self._own is None:
+    @contextmanager
+    def _borrowed(self, pool: ConnectionPool[_OwnConnection] | None, trusting: bool) -> Iterator[Connection]:
+        if pool is None:
             raise DatabaseUnavailable("the database is closed")
-        return self._own.connection()
-
-    def _pool(
-        self,
-        name: str,
-        conninfo: str,
-        size: int,
-        configure: Callable[[Connection], None] | None,
-        reset: Callable[[Connection], None] | None = None,
-    ) -> ConnectionPool[Connection]:
-        return ConnectionPool(
-            conninfo,
-            kwargs={"autocommit": name == "own"},
-            min_size=0,
-            max_size=size,
-            name=f"heartbeat-{name}",
-            timeout=float(CONNECT_TIMEOUT),
-            # Give a failed attempt up at once, so that the next request tries anew instead of waiting out a backoff.
-            reconnect_timeout=0.5,
-            check=self._check,
-            configure=configure,
-            reset=reset,
-            open=True,
-        )
+        _trusting.set(trusting)
+        with pool.connection() as conn:
+            yield conn
+            conn.used_at = time.monotonic()
 
     def _reset(self, conn: Connection) -> None:
         """Take back what a flow may have changed on the server; one that it changed in Python is thrown away."""
@@ -237,6 +274,10 @@ class Database:
             self._forget_connections()
             raise
 
+    def _check_own(self, conn: _OwnConnection) -> None:
+        if not _trusting.get() or time.monotonic() - conn.used_at > _TRUSTED or _has_spoken(conn):
+            self._check(conn)
+
     def _configure_own(self, conn: Connection) -> None:
         conn.prepare_threshold = self._prepare_threshold
 
@@ -249,7 +290,7 @@ class Database:
 
     def _forget_connections(self) -> None:
         """Replace what the pool holds: where one connection died, its neighbours most likely did."""
-        for pool in (self._own, self._flows):
+        for pool in (self._own, self._recording, self._flows):
             if pool is not None and not pool.closed:
                 pool.drain()
 
@@ -274,6 +315,16 @@ def sever(conn: Connection) -> None:
             duplicate.shutdown(socket.SHUT_RDWR)
         except OSError:
             return
+
+
+def _has_spoken(conn: Connection) -> bool:
+    """Whether something has come from the server that nobody asked for: most likely that it hangs up."""
+    poll = select.poll()
+    try:
+        poll.register(conn.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+    except psycopg.Error:
+        return True  # it is closed already
 
 
 @contextmanager

@@ -49,6 +49,10 @@ class DatabaseUnavailable(HeartbeatError):
     """The database did not answer in time; what was asked may be asked again."""
 
 
+class SessionEnded(DatabaseUnavailable):
+    """The server ended the session instead of running a statement; in another session it can be run."""
+
+
 class LockTimeout(DatabaseUnavailable):
     """Another session holds a lock that was needed, and did not let go in time."""
 

@@ -112,8 +112,8 @@ class Keeper:
         with self._database.transaction(conn) as bounded:
             self._queries.record_outcomes(
                 bounded,
+                runner_id=lease.id,
                 run_ids=lost,
-                runner_ids=[lease.id] * len(lost),
                 statuses=["failed"] * len(lost),
                 results=[None] * len(lost),
                 errors=["the connection broke while this was claimed; it never began"] * len(lost),

@@ -9,7 +9,14 @@ import psycopg
 from psycopg import errors as pg
 from psycopg_pool import PoolClosed, PoolTimeout
 
-from heartbeat.errors import DatabaseUnavailable, HeartbeatError, LockTimeout, SchemaError, ValidationError
+from heartbeat.errors import (
+    DatabaseUnavailable,
+    HeartbeatError,
+    LockTimeout,
+    SchemaError,
+    SessionEnded,
+    ValidationError,
+)
 
 # What passes when the database is itself again. A standby refuses to write; a session that idled too long was ended.
 _UNAVAILABLE = (
@@ -34,6 +41,8 @@ def translate(exc: Exception) -> HeartbeatError:
     """Choose the exception of this package that says what a psycopg error means."""
     if isinstance(exc, pg.LockNotAvailable):
         return LockTimeout("another session holds a lock that was needed; see pg_locks")
+    if isinstance(exc, pg.AdminShutdown | pg.IdleSessionTimeout):
+        return SessionEnded(f"the database cannot be used: {_message(exc)}")
     if isinstance(exc, pg.UndefinedTable | pg.UndefinedColumn | pg.UndefinedFunction):
         return SchemaError(f"{_message(exc)}: run `heartbeat migrate`")
     if isinstance(exc, pg.InsufficientPrivilege):

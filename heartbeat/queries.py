@@ -46,9 +46,9 @@ class Queries:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         raise AttributeError(f"no statement is named {name!r}")
 
-    def session_options(self) -> str:
-        """Return what begin_bounded sets, as libpq's `options`: for sessions that have it from their start."""
-        script = self._statements["begin_bounded"].sql
+    def session_options(self, script_name: str) -> str:
+        """Return what a script sets with SET LOCAL, as libpq's `options`: for sessions that have it at their start."""
+        script = self._statements[script_name].sql
         settings = re.findall(r"SET LOCAL (\S+) = '?([^';]+)'?;", script)
         return " ".join(f"-c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in settings)
 

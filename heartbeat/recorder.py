@@ -63,9 +63,12 @@ class Recorder:
                 self._write_until_written(batch)
 
     def _take(self) -> list[Outcome]:
+        """Take what waits, as much as one statement may hold: runs that were claimed under one lease."""
         batch: list[Outcome] = []
         size = 0
         while self._waiting and len(batch) < _BATCH and size < _BATCH_BYTES:
+            if batch and self._waiting[0].run.lease is not batch[0].run.lease:
+                break
             outcome = self._waiting.popleft()
             size += sum(len(text) for text in (outcome.result, outcome.error, outcome.backtrace) if text)
             batch.append(outcome)
@@ -78,6 +81,7 @@ class Recorder:
             try:
                 self._write(batch)
             except DatabaseUnavailable as exc:
+                _doubt(batch)
                 if not warned:
                     log.warning("%d outcomes wait for the database: %s", len(batch), exc)
                     warned = True
@@ -95,6 +99,7 @@ class Recorder:
         try:
             self._write([outcome])
         except DatabaseUnavailable:
+            _doubt([outcome])
             self._waiting.append(outcome)
         except HeartbeatError as exc:
             outcome.status, outcome.result, outcome.backtrace = "failed", None, None
@@ -110,32 +115,44 @@ class Recorder:
             if outcome.thread_lives:
                 self._note_stuck_thread(outcome)
         try:
-            rows = self._record(self._queries.record_outcomes, batch, begin=self._queries.begin_recording)
+            rows = self._record(self._queries.record_outcomes, batch, recording=True)
             written, locked = {row.run_id for row in rows}, set()
         except LockTimeout:
             # Somebody sits on a flow, on a run or on the table: what can go on record does, all the same.
             rows = self._record(self._queries.record_outcomes_only, batch)
             written = {row.run_id for row in rows if row.is_ended}
             locked = {row.run_id for row in rows} - written
+        written |= self._on_record([outcome for outcome in batch if outcome.is_in_doubt])
         self._waiting.extend(outcome for outcome in batch if outcome.run.run_id in locked)
         self._finish([outcome for outcome in batch if outcome.run.run_id not in locked], written)
 
     def _record(
-        self,
-        statement: Callable[..., list[Any]],
-        batch: Sequence[Outcome],
-        begin: Callable[..., object] | None = None,
+        self, statement: Callable[..., list[Any]], batch: Sequence[Outcome], *, recording: bool = False
     ) -> list[Any]:
-        with self._database.transaction(begin=begin) as conn:
+        with self._database.transaction(recording=recording) as conn:
             return statement(
                 conn,
+                runner_id=batch[0].run.lease.id,
                 run_ids=[outcome.run.run_id for outcome in batch],
-                runner_ids=[outcome.run.lease.id for outcome in batch],
                 statuses=[outcome.status for outcome in batch],
                 results=[outcome.result for outcome in batch],
                 errors=[outcome.error for outcome in batch],
                 backtraces=[outcome.backtrace for outcome in batch],
             )
+
+    def _on_record(self, doubtful: Sequence[Outcome]) -> set[int]:
+        """Return which of these an earlier attempt has recorded, although its answer never arrived."""
+        if not doubtful:
+            return set()
+        with self._database.transaction() as conn:
+            rows = self._queries.outcomes_on_record(
+                conn,
+                runner_id=doubtful[0].run.lease.id,
+                run_ids=[outcome.run.run_id for outcome in doubtful],
+                statuses=[outcome.status for outcome in doubtful],
+                errors=[outcome.error for outcome in doubtful],
+            )
+        return {row.run_id for row in rows}
 
     def _note_stuck_thread(self, outcome: Outcome) -> None:
         with self._database.transaction() as conn:
@@ -161,3 +178,8 @@ class Recorder:
                 (succeeded if is_success else failed)[run.beat] += 1
         for beat in succeeded.keys() | failed.keys():
             beat.recorded(succeeded[beat], failed[beat])
+
+
+def _doubt(batch: Sequence[Outcome]) -> None:
+    for outcome in batch:
+        outcome.is_in_doubt = True

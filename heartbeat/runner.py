@@ -11,7 +11,7 @@ from typing import Any
 
 from heartbeat.database import Connection, Database
 from heartbeat.deadlines import Deadlines
-from heartbeat.errors import AlreadyRunning, FlowNotFound, HeartbeatError, Stopping
+from heartbeat.errors import AlreadyRunning, FlowNotFound, HeartbeatError, SessionEnded, Stopping
 from heartbeat.flows import Registry
 from heartbeat.housekeeper import Housekeeper
 from heartbeat.keeper import Keeper
@@ -92,8 +92,8 @@ class Runner:
         answer_by = float("inf") if until_all_ended else claim_until
         opened = self._open(client_ip)
         self._housekeeper.ask_to_prune()
-        beat = Beat(opened.heartbeat_id, opened.as_of, opened.flows_due)
-        if opened.flows_due == 0:
+        beat = Beat(opened.heartbeat_id, opened.as_of)
+        if not opened.may_have_work or not self._count_due(beat):
             return _report(beat, 0, opened.next_due_at)
         self._beats.add(beat)
         try:
@@ -107,23 +107,38 @@ class Runner:
             self._beats.discard(beat)
 
     def _open(self, client_ip: str | None) -> Any:
-        """Open the heartbeat's row. What the dead left is put right first, and what is due counted again."""
-        with self._database.transaction() as conn:
-            opened = self._queries.open_heartbeat(
+        try:
+            return self._open_once(client_ip, trusting=True)
+        except SessionEnded:
+            return self._open_once(client_ip, trusting=False)
+
+    def _open_once(self, client_ip: str | None, *, trusting: bool) -> Any:
+        with self._database.transaction(trusting=trusting) as conn:
+            return self._queries.open_heartbeat(
                 conn,
                 client_ip=client_ip,
                 runner_id=self._keeper.lease.id,
                 run_tolerance=self._settings.run_tolerance,
                 runner_ttl=self._settings.runner_ttl,
             )
-        if not opened.needs_repair:
-            return opened
-        self._housekeeper.repair()
-        with self._database.transaction() as conn:
-            counted = self._queries.recount_heartbeat(
-                conn, heartbeat_id=opened.heartbeat_id, run_tolerance=self._settings.run_tolerance
-            )
-        return opened if counted is None else opened._replace(flows_due=counted.flows_due)
+
+    def _count_due(self, beat: Beat) -> int:
+        """Count what is due; where the dead left something, that is put right first and counted too."""
+        for may_repair in (True, False):
+            with self._database.transaction() as conn:
+                counted = self._queries.count_due(
+                    conn,
+                    heartbeat_id=beat.heartbeat_id,
+                    run_tolerance=self._settings.run_tolerance,
+                    runner_ttl=self._settings.runner_ttl,
+                )
+            if counted is None:  # somebody has deleted the row
+                break
+            beat.flows_due = counted.flows_due
+            if not (counted.needs_repair and may_repair):
+                break
+            self._housekeeper.repair()
+        return beat.flows_due
 
     def _claim_all(self, beat: Beat, deadline: float) -> None:
         """Claim until nothing is left. One heartbeat of a process claims at a time: the others wait their turn."""

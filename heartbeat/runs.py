@@ -41,10 +41,10 @@ class LiveRuns:
 class Beat:
     """The counts of one heartbeat, kept as its runs are claimed and recorded."""
 
-    def __init__(self, heartbeat_id: int, as_of: datetime, flows_due: int) -> None:
+    def __init__(self, heartbeat_id: int, as_of: datetime) -> None:
         self.heartbeat_id = heartbeat_id
         self.as_of = as_of
-        self.flows_due = flows_due
+        self.flows_due = 0
         self.triggered = 0
         self.succeeded = 0
         self.failed = 0
@@ -145,3 +145,5 @@ class Outcome:
     exception: BaseException | None = None
     thread_lives: bool = False
     """The run timed out and its thread goes on: the flow must not start again."""
+    is_in_doubt: bool = False
+    """The connection broke while it was recorded: it may be on record."""

@@ -1,14 +1,13 @@
 -- Statements on data_flow_runs: what became of the runs that a claim started. (data_flows.sql explains the format.)
 
--- name: record_outcomes(run_ids, runner_ids, statuses, results, errors, backtraces)
+-- name: record_outcomes(runner_id, run_ids, statuses, results, errors, backtraces)
 -- End runs and tell their flows, a batch at a time; returns the ids of those that were ended. A run that is missing
 -- from the answer had been ended by somebody else, or is no longer this runner's: it is left as it stands.
 WITH outcome AS MATERIALIZED (
     SELECT *
     FROM unnest(
-        :run_ids::bigint[], :runner_ids::uuid[], :statuses::text[], :results::text[], :errors::text[],
-        :backtraces::text[]
-    ) AS given (run_id, runner_id, status, result, error, backtrace)
+        :run_ids::bigint[], :statuses::text[], :results::text[], :errors::text[], :backtraces::text[]
+    ) AS given (run_id, status, result, error, backtrace)
 ),
 ended AS (
     UPDATE data_flow_runs AS run
@@ -19,7 +18,7 @@ ended AS (
         backtrace = outcome.backtrace
     FROM outcome
     WHERE run.id = ANY (ARRAY[outcome.run_id])
-        AND run.runner_id = outcome.runner_id
+        AND run.runner_id = :runner_id::uuid
         AND run.ended_at IS NULL
     RETURNING run.id, run.data_flow_id, run.status
 ),
@@ -31,28 +30,27 @@ told AS (
 )
 SELECT id AS run_id FROM ended;
 
--- name: record_outcomes_only(run_ids, runner_ids, statuses, results, errors, backtraces)
+-- name: record_outcomes_only(runner_id, run_ids, statuses, results, errors, backtraces)
 -- The same past everybody's locks and without telling the flows, for when somebody holds a lock on one of them, on a run
 -- or on the table: settle_flows tells the flows once they are free. Returns each run that is still this runner's, and
 -- whether it was ended now; one that was not is locked.
 WITH outcome AS MATERIALIZED (
     SELECT *
     FROM unnest(
-        :run_ids::bigint[], :runner_ids::uuid[], :statuses::text[], :results::text[], :errors::text[],
-        :backtraces::text[]
-    ) AS given (run_id, runner_id, status, result, error, backtrace)
+        :run_ids::bigint[], :statuses::text[], :results::text[], :errors::text[], :backtraces::text[]
+    ) AS given (run_id, status, result, error, backtrace)
 ),
 live AS MATERIALIZED (
     SELECT run.id
     FROM outcome
     JOIN data_flow_runs AS run ON run.id = ANY (ARRAY[outcome.run_id])
-    WHERE run.runner_id = outcome.runner_id AND run.ended_at IS NULL
+    WHERE run.runner_id = :runner_id::uuid AND run.ended_at IS NULL
 ),
 free AS MATERIALIZED (
     SELECT run.id
     FROM outcome
     JOIN data_flow_runs AS run ON run.id = ANY (ARRAY[outcome.run_id])
-    WHERE run.runner_id = outcome.runner_id AND run.ended_at IS NULL
+    WHERE run.runner_id = :runner_id::uuid AND run.ended_at IS NULL
     FOR UPDATE OF run SKIP LOCKED
 ),
 ended AS (
@@ -69,6 +67,20 @@ ended AS (
 )
 SELECT live.id AS run_id, EXISTS (SELECT FROM ended WHERE ended.id = live.id) AS is_ended
 FROM live;
+
+-- name: outcomes_on_record(runner_id, run_ids, statuses, errors)
+-- Which runs have ended as this runner says: asked when the connection broke while they were recorded, so that nobody
+-- knows whether the record was committed. A run that is missing from the answer was ended by somebody else, or deleted.
+WITH outcome AS MATERIALIZED (
+    SELECT *
+    FROM unnest(:run_ids::bigint[], :statuses::text[], :errors::text[]) AS given (run_id, status, error)
+)
+SELECT run.id AS run_id
+FROM outcome
+JOIN data_flow_runs AS run ON run.id = ANY (ARRAY[outcome.run_id])
+WHERE run.runner_id = :runner_id::uuid
+    AND run.status = outcome.status
+    AND run.error IS NOT DISTINCT FROM outcome.error;
 
 -- name: close_runs_of_dead_runners(runner_ttl)!
 -- Fail the runs whose runner shows no sign of life. A runner is judged from its last sign of life or the server's own

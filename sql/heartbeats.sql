@@ -1,64 +1,45 @@
 -- Statements on heartbeats: the beginning and the end of each. (data_flows.sql explains the format.)
 
 -- name: open_heartbeat(client_ip, runner_id, run_tolerance, runner_ttl)^
--- Count what is due at this moment and write the heartbeat's row; where nothing is due it is finished at once, and
--- this is the only statement of the heartbeat. needs_repair says that runs of the dead, heartbeats of the dead or
--- flows with a stale status are waiting to be put right.
-WITH due AS (
-    SELECT count(*) AS flows
-    FROM data_flows AS flow
-    WHERE flow.enabled
-        AND flow.next_run_at <= statement_timestamp() + :run_tolerance::float8 * interval '1 second'
-        AND flow.next_run_at <= statement_timestamp()
-            + least(:run_tolerance::float8, flow.run_interval * 0.1) * interval '1 second'
-        AND NOT EXISTS (
-            SELECT FROM data_flow_runs AS live
-            WHERE live.data_flow_id = flow.id AND live.status IN ('pending', 'in_progress')
-            OFFSET 0
-        )
-        AND NOT EXISTS (SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = flow.id OFFSET 0)
-),
-requested AS (
-    SELECT count(*) AS flows
-    FROM data_flow_runs AS run
-    WHERE run.status = 'pending'
-        AND run.created_at <= statement_timestamp()
-        AND NOT EXISTS (
-            SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = run.data_flow_id
-        )
-),
-living AS (
-    SELECT runner.id
-    FROM data_flow_runners AS runner
-    WHERE greatest(runner.last_seen_at, pg_postmaster_start_time())
-        > statement_timestamp() - :runner_ttl::float8 * interval '1 second'
-)
-INSERT INTO heartbeats (client_ip, runner_id, received_at, flows_due, finished_at)
+-- Write the heartbeat's row. Where there is nothing to do it is finished at once, and this is the only statement of the
+-- heartbeat: so it only asks whether there is anything, the first look into four indexes. may_have_work says that
+-- count_due must look closer: something is due, was asked for, or is to be put right.
+INSERT INTO heartbeats (client_ip, runner_id, received_at, finished_at)
 SELECT
     :client_ip::inet,
     :runner_id::uuid,
     statement_timestamp(),
-    due.flows + requested.flows,
-    CASE WHEN due.flows + requested.flows = 0 THEN statement_timestamp() END
-FROM due, requested
+    CASE
+        WHEN NOT (
+            EXISTS (
+                SELECT FROM data_flows AS flow
+                WHERE flow.enabled
+                    AND flow.next_run_at <= statement_timestamp() + :run_tolerance::float8 * interval '1 second'
+            )
+            OR EXISTS (SELECT FROM data_flow_runs AS run WHERE run.status = 'pending')
+            OR EXISTS (SELECT FROM data_flow_unsettled)
+            OR EXISTS (
+                SELECT FROM data_flow_runners AS runner
+                WHERE greatest(runner.last_seen_at, pg_postmaster_start_time())
+                    <= statement_timestamp() - :runner_ttl::float8 * interval '1 second'
+            )
+        )
+        THEN statement_timestamp()
+    END
 RETURNING
     id AS heartbeat_id,
     received_at AS as_of,
-    flows_due,
+    finished_at IS NULL AS may_have_work,
     (
         SELECT min(flow.next_run_at)
         FROM data_flows AS flow
         WHERE flow.enabled AND flow.next_run_at > statement_timestamp()
-    ) AS next_due_at,
-    EXISTS (SELECT FROM data_flow_runners AS runner WHERE runner.id NOT IN (SELECT living.id FROM living))
-    OR EXISTS (
-        SELECT FROM data_flow_runs AS run
-        WHERE run.status = 'in_progress' AND run.runner_id NOT IN (SELECT living.id FROM living)
-    )
-    OR EXISTS (SELECT FROM data_flow_unsettled) AS needs_repair;
+    ) AS next_due_at;
 
--- name: recount_heartbeat(heartbeat_id, run_tolerance)^
--- Count again what is due, after runs of the dead were closed: their flows may be due now.
+-- name: count_due(heartbeat_id, run_tolerance, runner_ttl)^
+-- Count what was due when a heartbeat began, and finish it if that is nothing. needs_repair says that runs of the dead,
+-- heartbeats of the dead or flows with a stale status are waiting to be put right; then count again, for flows of the
+-- dead may be due now. No row: the heartbeat was deleted.
 WITH beat AS (
     SELECT beat.id, beat.received_at AS as_of FROM heartbeats AS beat WHERE beat.id = :heartbeat_id::bigint
 ),
@@ -82,15 +63,28 @@ requested AS (
     WHERE run.status = 'pending'
         AND run.created_at <= beat.as_of
         AND NOT EXISTS (
-            SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = run.data_flow_id
+            SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = run.data_flow_id OFFSET 0
         )
+),
+living AS (
+    SELECT runner.id
+    FROM data_flow_runners AS runner
+    WHERE greatest(runner.last_seen_at, pg_postmaster_start_time())
+        > statement_timestamp() - :runner_ttl::float8 * interval '1 second'
 )
 UPDATE heartbeats AS opened
 SET flows_due = due.flows + requested.flows,
     finished_at = CASE WHEN due.flows + requested.flows = 0 THEN clock_timestamp() END
 FROM due, requested, beat
 WHERE opened.id = beat.id
-RETURNING opened.flows_due;
+RETURNING
+    opened.flows_due,
+    EXISTS (SELECT FROM data_flow_runners AS runner WHERE runner.id NOT IN (SELECT living.id FROM living))
+    OR EXISTS (
+        SELECT FROM data_flow_runs AS run
+        WHERE run.status = 'in_progress' AND run.runner_id NOT IN (SELECT living.id FROM living)
+    )
+    OR EXISTS (SELECT FROM data_flow_unsettled) AS needs_repair;
 
 -- name: close_heartbeat(heartbeat_id, finished, flows_triggered, flows_succeeded, flows_failed)!
 -- Write a heartbeat's counts; finished says that its last run has ended. 0: the row was pruned.
@@ -117,7 +111,7 @@ SELECT
                 OFFSET 0
             )
             AND NOT EXISTS (
-                SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = flow.id
+                SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = flow.id OFFSET 0
             )
     ) + (
         SELECT count(*)
@@ -125,7 +119,7 @@ SELECT
         WHERE run.status = 'pending'
             AND run.created_at <= :as_of::timestamptz
             AND NOT EXISTS (
-                SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = run.data_flow_id
+                SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = run.data_flow_id OFFSET 0
             )
     ) AS flows_remaining,
     (

@@ -327,3 +327,17 @@ def test_sessions_that_were_ended_are_replaced_before_a_flow_gets_them(db: Conn,
             )
         )
         assert hb.trigger_run("Ask").result == 1
+
+
+def test_a_session_that_was_ended_right_after_its_last_use_costs_no_heartbeat(
+    db: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heartbeat.database._TRUSTED", 60)  # as if each use followed the last at once
+    with Heartbeat(database_url=database_url) as hb:
+        for _ in range(3):
+            hb.beat()
+            db.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            assert hb.beat().flows_due == 0

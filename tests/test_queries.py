@@ -278,20 +278,21 @@ def statements() -> dict[str, str]:
 def hot_statements() -> list[tuple[str, dict[str, Any]]]:
     """Return what heartbeats, renewals and the usual questions execute, with what it may read."""
     outcome = {
-        "run_ids": [100003, 100004], "runner_ids": [RUNNER, RUNNER], "statuses": ["success", "failed"],
+        "runner_id": RUNNER, "run_ids": [100003, 100004], "statuses": ["success", "failed"],
         "results": [None, None], "errors": [None, "x"], "backtraces": [None, None],
     }  # fmt: skip
     now = "now"
     due = {"as_of": now, "run_tolerance": 0.5}
     return [
         ("open_heartbeat", {"client_ip": None, "runner_id": RUNNER, "run_tolerance": 0.5, "runner_ttl": 30.0}),
-        ("recount_heartbeat", {"heartbeat_id": 100001, "run_tolerance": 0.5}),
+        ("count_due", {"heartbeat_id": 100001, "run_tolerance": 0.5, "runner_ttl": 30.0}),
         ("what_remains", due),
         ("due_to_run", due),
         ("claim", {**due, "max_runs": 8, "heartbeat_id": 100001, "runner_id": RUNNER, "runner_ttl": 1e6}),
         ("claim_flow", {"name": "flow 77", "runner_id": RUNNER}),
         ("record_outcomes", outcome),
         ("record_outcomes_only", outcome),
+        ("outcomes_on_record", {name: outcome[name] for name in ("runner_id", "run_ids", "statuses", "errors")}),
         ("settle_flows", {}),
         ("close_runs_of_dead_runners", {"runner_ttl": 1e6}),
         ("close_heartbeats_of_dead_runners", {"runner_ttl": 1e6}),

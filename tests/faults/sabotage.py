@@ -33,8 +33,14 @@ def _no_skip_locked(sql: Path) -> None:
 
 
 def _no_guard(sql: Path) -> None:
-    _edit(sql / "data_flow_runs.sql", "record_outcomes", r"(?m)^\s+AND run\..*\n", "")
-    _edit(sql / "data_flow_runs.sql", "record_outcomes_only", r"(?m)^\s+WHERE run\.runner_id = .*\n", "")
+    for name in ("record_outcomes", "record_outcomes_only"):
+        _edit(
+            sql / "data_flow_runs.sql",
+            name,
+            r"run\.runner_id = :runner_id::uuid",
+            ":runner_id::uuid IS NOT NULL",
+        )
+        _edit(sql / "data_flow_runs.sql", name, r"run\.ended_at IS NULL", "true")
 
 
 def _no_reaper(sql: Path) -> None:
