@@ -21,6 +21,8 @@ FIELDS = (
 
 _NOT_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "event", "color_message"}
 
+_MISREAD = re.compile(r'[\s"=\\]')  # in a value that is not quoted
+
 _MAX_VALUE = 16_384  # characters of one value; a traceback can be megabytes
 
 
@@ -162,6 +164,6 @@ def _text(value: object) -> str:
 
 def _quoted(value: object) -> str:
     text = str(value)
-    if text and not re.search(r'[\s"=\\]', text) and text.isprintable():
+    if not isinstance(value, str) or (text and not _MISREAD.search(text) and text.isprintable()):
         return text
     return escape(json.dumps(text, ensure_ascii=False))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 _BEATS = 64  # heartbeats that wait for their flows at once; each holds a thread
 _HEALTH_SECONDS = 5.0
+_REPORTED = [column.name for column in dataclasses.fields(BeatReport)]
+_LOGGED = [*(name for name in _REPORTED if name.startswith("flows_")), "heartbeat_id"]
 
 # From exception to answer, the first that fits: status, what the caller is told, seconds to stay away.
 _ANSWERS: tuple[tuple[type[BaseException], int, str, int | None], ...] = (
@@ -90,7 +93,7 @@ def require_token(settings: Settings) -> None:
 
 def payload(report: BeatReport) -> dict[str, Any]:
     """Make the object that answers a heartbeat. Times are UTC in whole seconds, `next_due_at` rounded up."""
-    answer = asdict(report)
+    answer = {name: getattr(report, name) for name in _REPORTED}
     answer["timestamp"] = _instant(report.timestamp)
     if report.next_due_at is not None:
         answer["next_due_at"] = _instant(report.next_due_at, up=True)
@@ -104,6 +107,8 @@ class Answer:
     status: int
     body: Mapping[str, Any]
     headers: Mapping[str, str] = field(default_factory=dict)
+    log: Callable[[], None] = lambda: None
+    """Write the request's line, if it has none yet. Called once the answer is sent, which it would delay by a tenth."""
 
 
 class _ExactRoute(Route):
@@ -134,14 +139,17 @@ class _Endpoint:
             "cache-control": "no-store",
             **answer.headers,
         }
-        await send(
-            {
-                "type": "http.response.start",
-                "status": answer.status,
-                "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-            }
-        )
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+        try:
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": answer.status,
+                    "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+                }
+            )
+            await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+        finally:
+            answer.log()
 
 
 class _Service:
@@ -170,12 +178,19 @@ class _Service:
         if not decision.allowed:
             return _refusal(decision.status, client=decision.client, reason=decision.reason)
         try:
-            return await self._beats.run(lambda: self._beat(decision.client))
+            beat = self._beats.submit(lambda: self._beat(decision.client))
         except Busy as exc:
             return _failed(exc, {"event": "heartbeat", "client": decision.client})
+        try:
+            return await waited(beat)
+        except (
+            asyncio.CancelledError
+        ):  # nobody waits for the answer any more; the heartbeat goes on, and to the log
+            beat.add_done_callback(lambda _: beat.result().log())
+            raise
 
     def _beat(self, client: str | None) -> Answer:
-        """Make one heartbeat and log it: here in the thread, since the request may be gone by then."""
+        """Make one heartbeat."""
         began = time.monotonic()
         fields: dict[str, Any] = {"event": "heartbeat", "client": client}
         try:
@@ -184,14 +199,8 @@ class _Service:
             answer = Answer(200, payload(report))
         except BaseException as exc:  # noqa: BLE001 -- SystemExit would end the server
             return _failed(exc, fields | {"duration_ms": _ms_since(began)})
-        counts = {name: value for name, value in answer.body.items() if name.startswith("flows_")}
-        fields |= {
-            "status": 200,
-            **counts,
-            "duration_ms": _ms_since(began),
-            "heartbeat_id": report.heartbeat_id,
-        }
-        logger.info("heartbeat", extra=fields)
+        fields |= {"status": 200, "duration_ms": _ms_since(began)}
+        answer.log = lambda: _log_heartbeat(answer.body, fields)
         return answer
 
     async def health(self, scope: Scope) -> Answer:
@@ -243,6 +252,10 @@ class _Service:
             )
         self._core.start()
         self._started = True
+
+
+def _log_heartbeat(body: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+    logger.info("heartbeat", extra={**fields, **{name: body[name] for name in _LOGGED}})
 
 
 def _refusal(
