@@ -9,17 +9,17 @@ from concurrent.futures import Future
 from datetime import datetime
 from typing import Any
 
+from heartbeat.claims import STOPPING, Claims
 from heartbeat.database import Connection, Database
 from heartbeat.deadlines import Deadlines
-from heartbeat.errors import AlreadyRunning, FlowNotFound, HeartbeatError, SessionEnded, Stopping
+from heartbeat.errors import HeartbeatError, SessionEnded, Stopping
 from heartbeat.flows import Registry
 from heartbeat.housekeeper import Housekeeper
 from heartbeat.keeper import Keeper
-from heartbeat.lease import Lease
 from heartbeat.models import BeatReport
 from heartbeat.queries import Queries
 from heartbeat.recorder import Recorder
-from heartbeat.runs import Beat, ClaimedRun, LiveRuns, Outcome
+from heartbeat.runs import Beat, LiveRuns, Outcome
 from heartbeat.settings import Settings
 from heartbeat.workers import Workers
 
@@ -48,7 +48,6 @@ class Runner:
         self._database = database
         self._queries = queries
         self._deadlines = deadlines
-        self._stopping = False
         self._drain_until = float("inf")
         self._beats: set[Beat] = set()
         self._live_runs = LiveRuns()
@@ -65,6 +64,7 @@ class Runner:
             settings, database, queries, self._live_runs, on_lease_lost=self._workers.ask_to_stop
         )
         self._housekeeper = Housekeeper(settings, database, queries, self._live_runs)
+        self._claims = Claims(settings, database, queries, self._live_runs, self._keeper, self._workers)
 
     @property
     def stuck_threads(self) -> int:
@@ -87,7 +87,8 @@ class Runner:
         Claims for at most the time budget, and returns by then too, unless told to wait for the last run's end.
         Raises Stopping and DatabaseUnavailable; what was claimed by then runs on and is recorded.
         """
-        self._refuse_when_stopping()
+        if self._claims.are_over:
+            raise Stopping(STOPPING)
         claim_until = time.monotonic() + self._settings.time_budget
         answer_by = float("inf") if until_all_ended else claim_until
         opened = self._open(client_ip)
@@ -97,7 +98,7 @@ class Runner:
             return _report(beat, 0, opened.next_due_at)
         self._beats.add(beat)
         try:
-            self._claim_all(beat, claim_until)
+            self._claims.claim_all(beat, claim_until)
             beat.wait(lambda: min(answer_by, self._drain_until + _RECORDING_MARGIN))
             return self._close_beat(beat)
         except HeartbeatError:
@@ -140,51 +141,6 @@ class Runner:
             self._housekeeper.repair()
         return beat.flows_due
 
-    def _claim_all(self, beat: Beat, deadline: float) -> None:
-        """Claim until nothing is left. One heartbeat of a process claims at a time: the others wait their turn."""
-        while (left := deadline - time.monotonic()) > 0 and not self._stopping:
-            if not self._live_runs.claiming.acquire(timeout=min(left, 0.5)):
-                continue
-            try:
-                if not self._claim_some(beat):
-                    return
-            finally:
-                self._live_runs.claiming.release()
-            if self._workers.room() == 0 or not self._keeper.lease.is_valid():
-                self._workers.wait_for_room(min(max(deadline - time.monotonic(), 0), 0.5))
-
-    def _claim_some(self, beat: Beat) -> bool:
-        """Claim as many runs as there is room for; False when fewer were left."""
-        if self._stopping:
-            return False
-        room = self._workers.room()
-        if room == 0 or not self._keeper.lease.is_valid():
-            return True
-        lease = self._keeper.lease
-        began = time.monotonic()
-        with self._database.transaction() as conn:
-            rows = self._queries.claim(
-                conn,
-                as_of=beat.as_of,
-                run_tolerance=self._settings.run_tolerance,
-                max_runs=room,
-                heartbeat_id=beat.heartbeat_id,
-                runner_id=lease.id,
-                runner_ttl=self._settings.runner_ttl,
-            )
-        self._workers.claim_seconds = time.monotonic() - began
-        beat.claimed(len(rows))
-        self._begin([self._claimed(row, lease, beat) for row in sorted(rows)])
-        return len(rows) == room
-
-    def _claimed(self, row: Any, lease: Lease, beat: Beat | None = None) -> ClaimedRun:
-        timeout = self._settings.run_timeout if row.run_timeout is None else row.run_timeout
-        return ClaimedRun(row.run_id, row.data_flow_id, row.name, row.configuration, timeout, lease, beat)
-
-    def _begin(self, runs: list[ClaimedRun]) -> None:
-        self._live_runs.add(runs)
-        self._workers.put(runs)
-
     def _close_beat(self, beat: Beat) -> BeatReport:
         """Answer a heartbeat. Its row is finished now, or by the recorder once its last run has ended."""
         finished = beat.answer(self._finish_beat)
@@ -225,19 +181,7 @@ class Runner:
         Raises FlowNotFound, AlreadyRunning, Stopping, DatabaseUnavailable.
         """
         done: Future[Outcome] = Future()
-        with self._live_runs.claiming:
-            self._refuse_when_stopping()
-            lease = self._keeper.lease
-            with self._database.transaction() as conn:
-                row = self._queries.claim_flow(conn, name=name, runner_id=lease.id)
-                flow = None if row else self._queries.find_flow(conn, name=name)
-            if row is None:
-                if flow is None:
-                    raise FlowNotFound(name)
-                raise AlreadyRunning(name, _STUCK.format(name) if flow.has_stuck_thread else None)
-            run = self._claimed(row, lease)
-            run.done = done
-            self._begin([run])
+        self._claims.claim_one(name, done)
         return done.result()
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -246,18 +190,14 @@ class Runner:
         """Claim no more and start the drain's clock, or end it now. Safe in a signal handler."""
         drain = 0.0 if now else self._settings.drain_timeout
         self._drain_until = min(self._drain_until, time.monotonic() + drain)
-        self._stopping = True
-
-    def _refuse_when_stopping(self) -> None:
-        if self._stopping:
-            raise Stopping("the service is stopping; it starts nothing any more")
+        self._claims.are_over = True
 
     def _watch_drain(self) -> None:
         """Ask flows to stop once nothing is claimed any more, and interrupt them when the drain's time is up.
 
         Looks again and again because a signal handler can do no more than set a flag.
         """
-        if self._stopping:
+        if self._claims.are_over:
             self._workers.ask_to_stop()
             if time.monotonic() >= self._drain_until:
                 self._workers.interrupt()
@@ -267,8 +207,7 @@ class Runner:
     def close(self) -> None:
         """Give running flows the drain's time, record the rest as interrupted, and unregister."""
         self.stop_claiming()
-        with self._live_runs.claiming:
-            pass  # a claim that was under way has handed over its runs by now, and there will be no other
+        self._live_runs.await_claims()  # there will be no other
         _wait(lambda: self._workers.is_idle, lambda: self._drain_until)
         self._workers.interrupt()
         recorded_by = time.monotonic() + _RECORDING_MARGIN
@@ -284,12 +223,6 @@ class Runner:
             )
         else:
             self._keeper.unregister()
-
-
-_STUCK = (
-    "data flow {!r} has timed out and its thread has not ended; "
-    "restart the process that data_flow_stuck_threads names"
-)
 
 
 def _report(beat: Beat, remaining: int, next_due_at: datetime | None) -> BeatReport:

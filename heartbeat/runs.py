@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -19,9 +20,9 @@ class LiveRuns:
     """The runs that this process has claimed and not yet put on record."""
 
     def __init__(self) -> None:
-        self.claiming = threading.Lock()
-        """Held while a claim is under way: whoever gets it knows that every claimed run is in here."""
         self._runs: dict[int, ClaimedRun] = {}
+        self._claims: set[object] = set()  # those under way
+        self._claim_ended = threading.Condition()
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -32,10 +33,29 @@ class LiveRuns:
     def remove(self, run: ClaimedRun) -> None:
         self._runs.pop(run.run_id, None)
 
+    @contextmanager
+    def claiming(self) -> Iterator[None]:
+        """Say that a claim is under way; what it claims is added in the block."""
+        claim = object()
+        with self._claim_ended:
+            self._claims.add(claim)
+        try:
+            yield
+        finally:
+            with self._claim_ended:
+                self._claims.remove(claim)
+                self._claim_ended.notify_all()
+
+    def await_claims(self) -> None:
+        """Wait for the claims that are under way now: whatever this process has claimed by now is in here then."""
+        with self._claim_ended:
+            under_way = self._claims.copy()
+            self._claim_ended.wait_for(lambda: not under_way & self._claims)
+
     def unknown(self, run_ids: set[int]) -> set[int]:
-        """Return the ids that are none of ours, once no claim is under way."""
-        with self.claiming:
-            return run_ids - self._runs.keys()
+        """Return which runs of the database's, as it was a moment ago, are none of ours."""
+        self.await_claims()
+        return run_ids - self._runs.keys()
 
 
 class Beat:
@@ -48,6 +68,8 @@ class Beat:
         self.triggered = 0
         self.succeeded = 0
         self.failed = 0
+        self.is_exhausted = False
+        """Nothing is left to claim."""
         self._on_finished: Callable[[Beat], None] | None = None
         self._changed = threading.Condition()
 
@@ -56,9 +78,11 @@ class Beat:
         """Runs claimed and not recorded."""
         return self.triggered - self.succeeded - self.failed
 
-    def claimed(self, count: int) -> None:
+    def claimed(self, count: int, *, is_all: bool) -> None:
+        """Count claimed runs; `is_all` says that there were no more."""
         with self._changed:
             self.triggered += count
+            self.is_exhausted |= is_all
 
     def recorded(self, succeeded: int, failed: int) -> None:
         """Count runs whose end is on record; the last one wakes whoever waits."""

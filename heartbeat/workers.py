@@ -23,7 +23,7 @@ from heartbeat.runs import ClaimedRun, Outcome
 
 log = logging.getLogger("heartbeat")
 
-_CLAIM = 1000
+CLAIM = 1000
 """Most runs in one claim, however fast they end."""
 
 _CLAIM_AHEAD_SECONDS = 0.1
@@ -63,6 +63,7 @@ class Workers:
         self._loop = EventLoop(deadlines)
         self._queue: deque[ClaimedRun] = deque()
         self._queued = 0  # all that ever were
+        self._on_the_way = 0  # asked for by claims that are under way
         self._active: dict[int, ClaimedRun] = {}
         self._stuck: dict[int, ClaimedRun] = {}
         self._giving_up = threading.Lock()
@@ -70,8 +71,7 @@ class Workers:
         self._low_water = 0
         self._hungry = threading.Event()
         self._stopped = False
-        self.claim_seconds = 0.0
-        """How long the last claim took."""
+        self._claim_seconds = 0.0  # how long the last claim took
 
     def start(self) -> None:
         for _ in range(self._concurrency):
@@ -87,24 +87,46 @@ class Workers:
     def is_idle(self) -> bool:
         return not self._queue and not self._active
 
-    def room(self) -> int:
-        """How many runs to claim now: 0 while enough work is waiting already.
+    @contextmanager
+    def room(self) -> Iterator[int]:
+        """Say how many runs to claim now, 0 while enough work waits already; the claim is made in the block.
 
         Enough is about 100 ms of it, or twice what a claim takes if that is longer: as many runs as end in that time
-        lately, and never fewer than there are free threads. Two claims' worth at most: one is run while the next
-        is on its way.
+        lately, and never fewer than there are free threads. Three claims' worth at most: one is run while two are
+        on their way.
         """
-        waiting, active = len(self._queue), len(self._active)
-        seconds = max(_CLAIM_AHEAD_SECONDS, 2 * self.claim_seconds)
-        expected = self._pace.expected(time.monotonic(), self._queued - waiting - active, seconds)
-        ahead = min(2 * _CLAIM, max(self._concurrency - active, expected))
-        self._low_water = ahead // 2
-        return min(_CLAIM, ahead - waiting) if waiting <= self._low_water else 0
+        size = self._reserve()
+        began = time.monotonic()
+        try:
+            yield size
+        finally:
+            with self._has_work:
+                self._on_the_way -= size
+        if size:
+            self._claim_seconds = time.monotonic() - began
+
+    def _reserve(self) -> int:
+        with self._has_work:
+            waiting, active = len(self._queue), len(self._active)
+            seconds = max(_CLAIM_AHEAD_SECONDS, 2 * self._claim_seconds)
+            expected = self._pace.expected(time.monotonic(), self._queued - waiting - active, seconds)
+            ahead = min(3 * CLAIM, max(self._concurrency - active, expected))
+            worthwhile = min(CLAIM, (ahead + 1) // 2)
+            self._low_water = ahead - worthwhile - self._on_the_way
+            if ahead == 0 or waiting > self._low_water:
+                return 0
+            size = min(CLAIM, ahead - waiting - self._on_the_way)
+            self._on_the_way += size
+            return size
 
     def wait_for_room(self, timeout: float) -> None:
-        """Wait until some work has been taken up."""
+        """Wait until some work has been taken up, or somebody else has claimed the last."""
         self._hungry.wait(timeout)
         self._hungry.clear()
+
+    def wake_claimers(self) -> None:
+        """Have whoever waits for room look whether there is still anything to claim."""
+        self._hungry.set()
 
     def put(self, runs: Sequence[ClaimedRun]) -> None:
         """Queue runs for the threads."""

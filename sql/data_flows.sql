@@ -36,7 +36,7 @@ FROM data_flows AS flow
 WHERE flow.enabled
     AND flow.next_run_at <= :as_of::timestamptz + :run_tolerance::float8 * interval '1 second'
     AND flow.next_run_at <= :as_of::timestamptz
-        + least(:run_tolerance::float8, flow.run_interval * 0.1) * interval '1 second'
+        + least(:run_tolerance::float8, flow.run_interval * 0.1::float8) * interval '1 second'
     AND NOT EXISTS (
         SELECT FROM data_flow_runs AS live
         WHERE live.data_flow_id = flow.id AND live.status IN ('pending', 'in_progress')
@@ -67,7 +67,7 @@ due AS MATERIALIZED (
     WHERE flow.enabled
         AND flow.next_run_at <= :as_of::timestamptz + :run_tolerance::float8 * interval '1 second'
         AND flow.next_run_at <= :as_of::timestamptz
-            + least(:run_tolerance::float8, flow.run_interval * 0.1) * interval '1 second'
+            + least(:run_tolerance::float8, flow.run_interval * 0.1::float8) * interval '1 second'
         AND NOT EXISTS (
             SELECT FROM data_flow_runs AS live
             WHERE live.data_flow_id = flow.id AND live.status IN ('pending', 'in_progress')
