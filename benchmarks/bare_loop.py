@@ -27,9 +27,9 @@ def run(url: str, items: int, *, batch: int = 1000) -> Measurement:
     project.add_flows(url, items)
     settle(url)
     queries, runner = Queries(), uuid.uuid4()
-    with psycopg.connect(url, autocommit=True, prepare_threshold=2) as conn:
-        for name, value in project.PLANNER.items():
-            conn.execute("SELECT set_config(%s, %s, false)", [name, value])
+    with psycopg.connect(
+        url, autocommit=True, prepare_threshold=2, options=project.session_options()
+    ) as conn:
         queries.register_runner(conn, runner_id=runner, host=socket.gethostname(), pid=os.getpid())
         started = time.perf_counter()
         done = _drain(conn, queries, runner, batch)

@@ -72,10 +72,7 @@ def run(url: str, items: int, *, batch: int = 1000, clients: int = 1) -> Measure
                 script.name,
                 url,
             ],
-            env={
-                **os.environ,
-                "PGOPTIONS": " ".join(f"-c {key}={value}" for key, value in project.PLANNER.items()),
-            },
+            env={**os.environ, "PGOPTIONS": project.session_options()},
             capture_output=True,
             text=True,
             timeout=600,

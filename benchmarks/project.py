@@ -18,13 +18,17 @@ from typing import IO, Any
 import psycopg
 
 from benchmarks.measure import MeasurementFailed, python_path
+from heartbeat.queries import Queries
 
 TOKEN = "benchmark-only"
 PATH = "/data_flows/heartbeat"
 START_LIMIT = 30.0
 
-# What the service sets for its own statements; a bare loop with worse plans would flatter the service.
-PLANNER = {"enable_seqscan": "off", "jit": "off"}
+
+def session_options() -> str:
+    """What the service's own sessions have from their start: a bare loop with less would flatter the service."""
+    queries = Queries()
+    return f"{queries.session_options('begin_bounded')} {queries.session_options('begin_recording')}"
 
 
 def migrate(url: str) -> None:

@@ -119,9 +119,9 @@ def run_sql(url: str, flows: int, plan: Plan) -> dict[str, Any]:
     project.migrate(url)
     midnight = datetime(2026, 1, 1, tzinfo=UTC)
     queries, runner = Queries(), uuid.uuid4()
-    with psycopg.connect(url, autocommit=True, prepare_threshold=2) as conn:
-        for name, value in project.PLANNER.items():
-            conn.execute("SELECT set_config(%s, %s, false)", [name, value])
+    with psycopg.connect(
+        url, autocommit=True, prepare_threshold=2, options=project.session_options()
+    ) as conn:
         queries.register_runner(conn, runner_id=runner, host="simulation", pid=0)
         with conn.cursor().copy("COPY data_flows (name, run_interval, next_run_at) FROM STDIN") as copy:
             for number, (interval, offset) in enumerate(zip(intervals, offsets, strict=True)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any
 
@@ -57,13 +57,18 @@ class Claims:
         The claims of all heartbeats take turns. One with much to do has a helper, who claims beside it.
         """
         helper: Future[None] | None = None
-        while self._may_go_on(beat, deadline):
-            size = self._claim_in_turn(beat, deadline)
-            if size == CLAIM and helper is None:
-                with suppress(Busy):  # it helps another heartbeat
-                    helper = self._helpers.submit(lambda: self._help(beat, deadline))
+        try:
+            while self._may_go_on(beat, deadline):
+                size = self._claim_in_turn(beat, deadline)
+                if size == CLAIM and helper is None:
+                    with suppress(Busy):  # it helps another heartbeat
+                        helper = self._helpers.submit(lambda: self._help(beat, deadline))
+        finally:
+            if helper is not None:
+                beat.is_exhausted = True  # whatever has ended this ends the help, too
+                self._workers.wake_claimers()
+                wait([helper])
         if helper is not None:
-            self._workers.wake_claimers()
             helper.result()
 
     def claim_one(self, name: str, done: Future[Outcome]) -> None:

@@ -69,7 +69,7 @@ class Beat:
         self.succeeded = 0
         self.failed = 0
         self.is_exhausted = False
-        """Nothing is left to claim."""
+        """Nothing is left to claim, or nobody claims for it any more."""
         self._on_finished: Callable[[Beat], None] | None = None
         self._changed = threading.Condition()
 

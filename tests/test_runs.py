@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from heartbeat.lease import Lease
-from heartbeat.runs import ClaimedRun
+from heartbeat.runs import ClaimedRun, LiveRuns
+from tests.rows import Background
+from tests.service import wait_until
 
 
 def claimed() -> ClaimedRun:
@@ -23,3 +25,17 @@ def test_a_flow_that_looks_for_the_first_time_after_it_was_told_knows_it() -> No
     run.ask_to_stop()
     assert run.stopping().is_set()
     assert run.stopping() is run.stopping()
+
+
+def test_who_asks_what_is_unknown_waits_for_the_claims_under_way_and_for_no_later_one() -> None:
+    live_runs, run = LiveRuns(), claimed()
+    first, later = live_runs.claiming(), live_runs.claiming()
+    first.__enter__()
+    asked = Background(lambda: live_runs.unknown({run.run_id, 2}))
+    wait_until(lambda: live_runs._claim_ended._waiters, what="it to wait")
+    later.__enter__()
+    assert not asked.done
+    live_runs.add([run])
+    first.__exit__(None, None, None)
+    assert asked.result() == {2}
+    later.__exit__(None, None, None)
