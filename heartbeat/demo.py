@@ -8,6 +8,7 @@ import queue
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -184,6 +185,32 @@ class _Child:
 @contextmanager
 def _child(arguments: Sequence[str], environ: Mapping[str, str], log: Path) -> Iterator[_Child]:
     """Start a command, and end it however the block ends."""
+    child = None
+    try:
+        with _signals_held():  # one that came half-way would leave a process that nobody knows of
+            child = _start(arguments, environ, log)
+        yield child
+    finally:
+        if child is not None:
+            child.stop()
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold signals back until the block has ended."""
+    held: list[int] = []
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if callable(signal.getsignal(n))]
+    before = {number: signal.signal(number, lambda number, _: held.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in held:
+            signal.raise_signal(late)
+
+
+def _start(arguments: Sequence[str], environ: Mapping[str, str], log: Path) -> _Child:
     with log.open("w") as stderr:
         process = subprocess.Popen(  # noqa: S603 - this program itself
             [sys.executable, "-m", "heartbeat", *arguments],
@@ -193,11 +220,7 @@ def _child(arguments: Sequence[str], environ: Mapping[str, str], log: Path) -> I
             stderr=stderr,
             text=True,
         )
-    child = _Child(arguments[0], process, log)
-    try:
-        yield child
-    finally:
-        child.stop()
+    return _Child(arguments[0], process, log)
 
 
 def _environment(settings: Settings) -> dict[str, str]:
