@@ -174,6 +174,10 @@ def _drain(part: dict[str, Any], plots: Path) -> list[str]:
         "Each peer's best settings were looked for in the same run, with half the items:",
         _table(("who", "settings", "items a second"), searched),
     ]
+    if part.get("failed"):
+        blocks.append(
+            "Rounds that did not finish their work, and do not count: " + "; ".join(part["failed"]) + "."
+        )
     if part["skipped"]:
         blocks.append(
             "Left out: " + "; ".join(f"{name} ({why})" for name, why in part["skipped"].items()) + "."
