@@ -28,6 +28,7 @@ SERVER = pytest.StashKey[servers.Server]()
 def pytest_configure(config: pytest.Config) -> None:
     # Under nohup SIGHUP is ignored, and so it would be by every process that a test starts.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # and SIGINT behind a shell's &
     if _is_worker(config) or config.option.collectonly:
         return
     try:
