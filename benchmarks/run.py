@@ -167,9 +167,8 @@ def _drain(server: Server, sizes: Sizes, _: dict[str, Any]) -> dict[str, Any]:
             except Unavailable as exc:
                 skipped[contestant.key] = str(exc)
                 continue
-            except (
-                MeasurementFailed
-            ) as exc:  # half an hour's figures are not thrown away for one round of one peer
+            except MeasurementFailed as exc:
+                # Half an hour's figures are not thrown away for one round of one peer.
                 failed.append(f"round {number + 1}, {contestant.title}: {exc}")
                 _say(f"   {failed[-1]}")
                 continue

@@ -1,6 +1,6 @@
 """Connections: the pools, the embedded server, and psycopg's errors as ours.
 
-Two pools, so that flows which take every connection of theirs never keep a heartbeat from its own.
+Pools apart, so that flows which take every connection of theirs never keep a heartbeat from its own.
 """
 
 from __future__ import annotations

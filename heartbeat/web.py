@@ -183,9 +183,8 @@ class _Service:
             return _failed(exc, {"event": "heartbeat", "client": decision.client})
         try:
             return await waited(beat)
-        except (
-            asyncio.CancelledError
-        ):  # nobody waits for the answer any more; the heartbeat goes on, and to the log
+        except asyncio.CancelledError:
+            # Nobody waits for the answer any more; the heartbeat goes on, and to the log.
             beat.add_done_callback(lambda _: beat.result().log())
             raise
 
