@@ -12,7 +12,7 @@ import psycopg
 from benchmarks import project
 from benchmarks.measure import Measurement
 from benchmarks.server import settle
-from heartbeat.queries import Queries
+from heartbeat.postgres.queries import Queries
 
 TITLE = "bare loop of the project's SQL"
 RECORDS = "what the service records, without the service: one Python process, two statements in turn, no flow is run"

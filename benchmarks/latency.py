@@ -102,7 +102,7 @@ def _one_due(stack: ExitStack, url: str, service: project.Service) -> Callable[[
 
 def _insert(stack: ExitStack, url: str) -> Callable[[], float]:
     """A single-row insert with commit; the connection is made as the service makes its own."""
-    from heartbeat.database import bounded_conninfo
+    from heartbeat.postgres.database import bounded_conninfo
 
     conn = stack.enter_context(psycopg.connect(bounded_conninfo(url), autocommit=True, prepare_threshold=2))
     conn.execute(

@@ -20,7 +20,7 @@ import psycopg
 from benchmarks import project
 from benchmarks.measure import Measurement, MeasurementFailed, Unavailable
 from benchmarks.server import settle, tool
-from heartbeat.queries import SHIPPED
+from heartbeat.postgres.queries import SHIPPED
 
 TITLE = "the same SQL under pgbench"
 RECORDS = "what the service records; the server's own limit: one statement in flight per client, no Python"

@@ -18,7 +18,7 @@ from typing import IO, Any
 import psycopg
 
 from benchmarks.measure import MeasurementFailed, python_path
-from heartbeat.queries import Queries
+from heartbeat.postgres.queries import Queries
 
 TOKEN = "benchmark-only"
 PATH = "/data_flows/heartbeat"
@@ -199,7 +199,7 @@ def free_port() -> int:
 
 def _heartbeat() -> Sequence[str]:
     """The command, in this interpreter, wherever its script may be."""
-    return [sys.executable, "-c", "from heartbeat.cli import main; main()"]
+    return [sys.executable, "-c", "from heartbeat.cli.commands import main; main()"]
 
 
 def _command(url: str, *arguments: str) -> None:

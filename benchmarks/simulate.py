@@ -111,7 +111,7 @@ def run_sql(url: str, flows: int, plan: Plan) -> dict[str, Any]:
     import psycopg
 
     from benchmarks import project
-    from heartbeat.queries import Queries
+    from heartbeat.postgres.queries import Queries
 
     random = np.random.default_rng(plan.seed)
     intervals = random.choice(list(MIX), size=flows, p=list(MIX.values()))

@@ -9,16 +9,17 @@ from contextlib import closing
 from types import TracebackType
 from typing import Any, Self
 
-from heartbeat import migrate, validation
+from heartbeat import validation
 from heartbeat.cleaning import parse_json, safe_repr
-from heartbeat.database import Database
-from heartbeat.deadlines import Deadlines
+from heartbeat.engine.engine import Runner
 from heartbeat.errors import DatabaseUnavailable, FlowNotFound, HeartbeatError, ValidationError
 from heartbeat.flows import DataFlow, Registry
 from heartbeat.models import BeatReport, DataFlowRecord, DataFlowRun, Health
-from heartbeat.pgerrors import translated
-from heartbeat.queries import Queries
-from heartbeat.runner import Runner
+from heartbeat.postgres import migrate
+from heartbeat.postgres.database import Database
+from heartbeat.postgres.deadlines import Deadlines
+from heartbeat.postgres.errors import translated
+from heartbeat.postgres.queries import Queries
 from heartbeat.settings import Settings
 
 _PRUNE_BATCH = 10_000

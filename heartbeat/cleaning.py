@@ -57,7 +57,7 @@ def _is_ours(module: str) -> bool:
     """Whether a module stands above a flow; the demo's flows are flows like any other."""
     if module in ("contextlib", "concurrent.futures._base", "asyncio.tasks"):
         return True
-    return module.partition(".")[0] == "heartbeat" and module != "heartbeat.demo_flows"
+    return module.partition(".")[0] == "heartbeat" and module != "heartbeat.demo.flows"
 
 
 def result_json(result: Any) -> tuple[str | None, str | None]:

@@ -16,8 +16,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests import servers
-from tests.service import Services
+from tests.support import postgres as servers
+from tests.support.service import Services
 
 SERVER = pytest.StashKey[servers.Server]()
 
@@ -73,7 +73,7 @@ def server_url(pytestconfig: pytest.Config) -> str:
 @pytest.fixture(scope="session")
 def template_database(server_url: str) -> Iterator[str]:
     """Name of a database that holds the migrated schema and nothing else."""
-    from heartbeat.migrate import upgrade
+    from heartbeat.postgres.migrate import upgrade
 
     name = _fresh_name("template")
     try:

@@ -28,8 +28,8 @@ from heartbeat import (
     SettingsError,
     ValidationError,
 )
-from tests import servers
-from tests.rows import (
+from tests.support import postgres as servers
+from tests.support.rows import (
     Background,
     Conn,
     Gate,
@@ -41,7 +41,7 @@ from tests.rows import (
     runs_of,
     statuses,
 )
-from tests.service import wait_until
+from tests.support.service import wait_until
 
 # --- adding a flow --------------------------------------------------------------------------------------
 

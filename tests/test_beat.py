@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from heartbeat import DataFlow, Heartbeat
-from tests.rows import (
+from tests.support.rows import (
     Background,
     Conn,
     Gate,
@@ -25,7 +25,7 @@ from tests.rows import (
     runs_of,
     statuses,
 )
-from tests.service import wait_until
+from tests.support.service import wait_until
 
 
 def add_noops(db: Conn, count: int) -> None:

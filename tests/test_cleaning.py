@@ -21,7 +21,7 @@ from heartbeat.cleaning import (
     parse_json,
     result_json,
 )
-from tests.rows import Conn
+from tests.support.rows import Conn
 
 ANY_TEXT = st.text(st.characters(exclude_categories=[]))  # lone surrogates and NUL included
 JSON = st.recursive(

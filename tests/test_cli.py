@@ -14,11 +14,11 @@ import pytest
 from click.testing import CliRunner
 
 from heartbeat import Settings, __version__
-from heartbeat.cli import cli
-from heartbeat.helptext import SETTINGS
-from tests.commands import Command, ended, leftovers
-from tests.rows import Conn, add_flow, flow_row, make_due, runs_of
-from tests.service import Services, wait_until
+from heartbeat.cli.commands import cli
+from heartbeat.cli.help_texts import SETTINGS
+from tests.support.commands import Command, ended, leftovers
+from tests.support.rows import Conn, add_flow, flow_row, make_due, runs_of
+from tests.support.service import Services, wait_until
 
 COMMANDS = ("migrate", "serve", "beat", "ping", "flows", "runs", "run", "prune", "check", "demo")
 
@@ -311,7 +311,7 @@ def test_a_thread_that_a_flow_leaves_behind_does_not_hold_the_process(command: C
 
 def test_beat_needs_no_web_framework(command: Command) -> None:
     script = (
-        "import sys; from heartbeat.cli import cli; cli(['beat'], standalone_mode=False); "
+        "import sys; from heartbeat.cli.commands import cli; cli(['beat'], standalone_mode=False); "
         "print([name for name in ('starlette', 'uvicorn', 'rich') if name in sys.modules])"
     )
 
@@ -769,7 +769,7 @@ def test_check_names_the_problem_with_the_database(tmp_path: Path, empty_databas
 @pytest.fixture
 def sql_dir(tmp_path: Path) -> Path:
     """A DBA's own copy of the SQL files."""
-    from heartbeat.queries import SHIPPED
+    from heartbeat.postgres.queries import SHIPPED
 
     copy = tmp_path / "our-sql"
     copy.mkdir()

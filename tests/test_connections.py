@@ -11,8 +11,8 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from heartbeat import DatabaseUnavailable, DataFlow, Heartbeat
-from tests.rows import Background, Conn, Gate, add_flow, flow_class, runs_of
-from tests.service import wait_until
+from tests.support.rows import Background, Conn, Gate, add_flow, flow_class, runs_of
+from tests.support.service import wait_until
 
 
 def test_the_block_commits_when_it_ends(db: Conn, database_url: str) -> None:
@@ -332,7 +332,9 @@ def test_sessions_that_were_ended_are_replaced_before_a_flow_gets_them(db: Conn,
 def test_a_session_that_was_ended_right_after_its_last_use_costs_no_heartbeat(
     db: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("heartbeat.database._TRUSTED", 60)  # as if each use followed the last at once
+    monkeypatch.setattr(
+        "heartbeat.postgres.database._TRUSTED", 60
+    )  # as if each use followed the last at once
     with Heartbeat(database_url=database_url) as hb:
         for _ in range(3):
             hb.beat()

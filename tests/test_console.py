@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from heartbeat import console
+from heartbeat.cli import console
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from heartbeat import Settings, demo_next
-from tests.commands import Command, Done, ended, leftovers
-from tests.rows import Conn
-from tests.service import wait_until
+from heartbeat import Settings
+from heartbeat.demo import next as next_steps
+from tests.support.commands import Command, Done, ended, leftovers
+from tests.support.rows import Conn
+from tests.support.service import wait_until
 
 FLOWS = {"TableSizes", "InstalledDistributions", "EventLoopLag", "CountOrders", "ImportCsv"}
 
@@ -211,7 +212,7 @@ def psql_lines(text: str) -> list[str]:
 def test_a_password_is_not_shown(tmp_path: Path) -> None:
     url = "postgresql://me:s3cret@db.example/shop?sslmode=require"
 
-    text = demo_next.steps(Settings.load(database_url=url), url, tmp_path)
+    text = next_steps.steps(Settings.load(database_url=url), url, tmp_path)
 
     assert "s3cret" not in text
     assert shlex.split(psql_lines(text)[0])[1].split() == [
@@ -227,7 +228,7 @@ def test_a_url_that_is_in_the_environment_is_taken_from_there(
 ) -> None:
     monkeypatch.setenv("HEARTBEAT_DATABASE_URL", "postgresql://me:s3cret@db.example/shop")
 
-    text = demo_next.steps(Settings.load(), "postgresql://me:s3cret@db.example/shop", tmp_path)
+    text = next_steps.steps(Settings.load(), "postgresql://me:s3cret@db.example/shop", tmp_path)
 
     assert ' "$HEARTBEAT_DATABASE_URL" ' in psql_lines(text)[0]
 
@@ -235,7 +236,7 @@ def test_a_url_that_is_in_the_environment_is_taken_from_there(
 def test_a_data_directory_that_is_not_the_default_is_named(tmp_path: Path) -> None:
     settings = Settings.load(data_dir=tmp_path / "my data")
 
-    text = demo_next.steps(settings, "postgresql:///x", tmp_path)
+    text = next_steps.steps(settings, "postgresql:///x", tmp_path)
 
     assert f"HEARTBEAT_DATA_DIR='{tmp_path}/my data' " in text
 
@@ -259,6 +260,6 @@ def test_the_program_is_shown_as_it_can_be_typed_here(
     monkeypatch.setenv("PATH", str(tmp_path / "on path"))
     monkeypatch.setattr(sys, "argv", [typed, "demo"])
 
-    text = demo_next.steps(Settings.load(), "postgresql:///x", tmp_path)
+    text = next_steps.steps(Settings.load(), "postgresql:///x", tmp_path)
 
     assert f" {shown} serve\n" in text

@@ -16,12 +16,13 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-from heartbeat import Heartbeat, demo_flows
+from heartbeat import Heartbeat
+from heartbeat.demo import flows as demo_flows
 from heartbeat.flows import Registry
-from heartbeat.queries import SHIPPED
-from tests.rows import Conn
+from heartbeat.postgres.queries import SHIPPED
+from tests.support.rows import Conn
 
-CLASSES = Registry((), ["heartbeat.demo_flows"]).classes
+CLASSES = Registry((), ["heartbeat.demo.flows"]).classes
 
 HEADER_SHORTER_THAN_ITS_ROWS = """\
 Date,Decimal Date,Average,Interpolated,Trend,Number of Days

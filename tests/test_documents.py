@@ -13,7 +13,7 @@ import yaml
 from starlette.testclient import TestClient
 
 from heartbeat import DataFlow, Heartbeat, Settings
-from heartbeat.cli import cli
+from heartbeat.cli.commands import cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

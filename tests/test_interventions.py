@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from heartbeat import BeatReport, DataFlow, Heartbeat
-from tests.rows import (
+from tests.support.rows import (
     Background,
     Conn,
     Gate,
@@ -24,7 +24,7 @@ from tests.rows import (
     runs_of,
     statuses,
 )
-from tests.service import wait_until
+from tests.support.service import wait_until
 
 BY_HAND = (
     "UPDATE data_flow_runs SET status = 'failed', ended_at = now(), error = 'by hand' WHERE ended_at IS NULL"

@@ -12,10 +12,11 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 
-from heartbeat import DatabaseUnavailable, Heartbeat, SchemaError, migrate
-from heartbeat.migrate import rollback, upgrade
-from tests.rows import Background, Conn
-from tests.service import wait_until
+from heartbeat import DatabaseUnavailable, Heartbeat, SchemaError
+from heartbeat.postgres import migrate
+from heartbeat.postgres.migrate import rollback, upgrade
+from tests.support.rows import Background, Conn
+from tests.support.service import wait_until
 
 
 def applied(url: str) -> list[str]:

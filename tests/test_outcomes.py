@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from heartbeat import DataFlow, Heartbeat
-from tests.rows import (
+from tests.support.rows import (
     Conn,
     Noop,
     add_flow,

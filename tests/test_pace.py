@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heartbeat.pace import Pace
+from heartbeat.engine.pace import Pace
 
 
 def test_nothing_is_expected_before_anything_was_seen_to_end() -> None:

@@ -10,9 +10,10 @@ import psycopg
 import pytest
 from psycopg import errors, sql
 
-from heartbeat import Heartbeat, migrate
-from tests.rows import Conn, Gate, Noop, add_flow, flow_row, make_due, request_run, runs_of, statuses
-from tests.service import wait_until
+from heartbeat import Heartbeat
+from heartbeat.postgres import migrate
+from tests.support.rows import Conn, Gate, Noop, add_flow, flow_row, make_due, request_run, runs_of, statuses
+from tests.support.service import wait_until
 
 OPTIONAL = migrate.DIRECTORY / "optional"
 FORWARD = OPTIONAL / "partition-data-flow-runs.sql"

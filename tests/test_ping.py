@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from heartbeat.cli.ping import Answer, _until_next, ping, stop_on_signals
 from heartbeat.errors import SettingsError
-from heartbeat.ping import Answer, _until_next, ping, stop_on_signals
 
 COUNTS = {"flows_due": 0, "heartbeat_id": 1}
 

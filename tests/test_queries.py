@@ -14,9 +14,9 @@ import psycopg
 import pytest
 
 from heartbeat import Heartbeat, QueryError
-from heartbeat.queries import SHIPPED
-from tests import servers
-from tests.rows import Conn, Noop, add_flow
+from heartbeat.postgres.queries import SHIPPED
+from tests.support import postgres as servers
+from tests.support.rows import Conn, Noop, add_flow
 
 FILES = sorted(SHIPPED.glob("*.sql"))
 NAME = re.compile(r"^-- name: (\w+)\(([^)]*)\)(\^|\$|!|<!|\*!|#)?$", re.MULTILINE)

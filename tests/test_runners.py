@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from heartbeat import DatabaseUnavailable, DataFlow, Heartbeat, Stopping
-from tests.rows import (
+from tests.support.rows import (
     Background,
     Conn,
     Gate,
@@ -25,7 +25,7 @@ from tests.rows import (
     runs_of,
     statuses,
 )
-from tests.service import wait_until
+from tests.support.service import wait_until
 
 
 def runners(db: Conn) -> int:

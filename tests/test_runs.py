@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from heartbeat.lease import Lease
-from heartbeat.runs import ClaimedRun, LiveRuns
-from tests.rows import Background
-from tests.service import wait_until
+from heartbeat.engine.lease import Lease
+from heartbeat.engine.run import ClaimedRun, LiveRuns
+from tests.support.rows import Background
+from tests.support.service import wait_until
 
 
 def claimed() -> ClaimedRun:

@@ -11,9 +11,9 @@ import pytest
 from psycopg import errors
 from psycopg.rows import namedtuple_row
 
-from heartbeat.migrate import rollback, upgrade
-from tests import schema_snapshot
-from tests.rows import Conn, add_flow, flow_row, request_run
+from heartbeat.postgres.migrate import rollback, upgrade
+from tests.support import schema_snapshot
+from tests.support.rows import Conn, add_flow, flow_row, request_run
 
 RUNNER = "11111111-1111-1111-1111-111111111111"
 
@@ -456,7 +456,7 @@ def test_every_table_view_and_column_has_its_comment(db: Conn) -> None:
 def test_the_schema_is_the_reviewed_one(database_url: str) -> None:
     found = schema_snapshot.snapshot(database_url)
     assert found == schema_snapshot.FILE.read_text("utf-8"), (
-        "reviewed? python -m tests.schema_snapshot > tests/schema.snapshot.txt"
+        "reviewed? python -m tests.support.schema_snapshot > tests/schema.snapshot.txt"
     )
 
 

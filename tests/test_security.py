@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heartbeat.security import Decision, client_address, decide, parse_address
+from heartbeat.http.security import Decision, client_address, decide, parse_address
 from heartbeat.settings import Settings
 
 TOKEN = b"s3cret"

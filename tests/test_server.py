@@ -23,7 +23,7 @@ from starlette.applications import Starlette
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from heartbeat.server import Connection
+from heartbeat.http.server import Connection
 
 ROOT = Path(__file__).parents[1]
 PATH = "/data_flows/heartbeat"
@@ -35,7 +35,7 @@ class Service:
 
     def __init__(self, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fake_service", *arguments],
+            [sys.executable, "-m", "tests.support.fake_service", *arguments],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from heartbeat import AlreadyRunning, DataFlow, Heartbeat
-from tests.rows import (
+from tests.support.rows import (
     Background,
     Conn,
     Gate,
@@ -24,7 +24,7 @@ from tests.rows import (
     runs_of,
     statuses,
 )
-from tests.service import wait_until
+from tests.support.service import wait_until
 
 
 @pytest.fixture

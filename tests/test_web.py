@@ -19,9 +19,9 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from heartbeat.errors import DatabaseUnavailable, QueryError, SchemaError, SettingsError
+from heartbeat.http.app import create_app, payload
 from heartbeat.models import BeatReport, Health
-from heartbeat.web import create_app, payload
-from tests.fake_heartbeat import NOTHING_DUE, FakeHeartbeat
+from tests.support.fake_heartbeat import NOTHING_DUE, FakeHeartbeat
 
 PATH = "/data_flows/heartbeat"
 HEALTH = "/data_flows/health"

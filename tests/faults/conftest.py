@@ -66,7 +66,7 @@ def private_server() -> Iterator[PrivateServer]:
 @pytest.fixture(scope="session")
 def private_template(private_server: PrivateServer) -> str:
     """Name of a migrated database on the private server."""
-    from heartbeat.migrate import upgrade
+    from heartbeat.postgres.migrate import upgrade
 
     name = private_server.create_database()
     upgrade(private_server.url(name))

@@ -18,7 +18,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from tests.faults.checker import Trace
-from tests.service import Service, wait_until
+from tests.support.service import Service, wait_until
 
 HERE = Path(__file__).parent
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import psycopg
 
-from heartbeat.migrate import upgrade
+from heartbeat.postgres.migrate import upgrade
 from tests.faults.checker import Limits, Report, Snapshots, Trace, check
 from tests.faults.harness import (
     Answer,
@@ -37,7 +37,7 @@ from tests.faults.harness import (
 )
 from tests.faults.private import PrivateServer
 from tests.faults.proxy import Proxy
-from tests.service import wait_until
+from tests.support.service import wait_until
 
 TTL = 2.0
 SETTINGS: dict[str, float] = {"runner_ttl": TTL, "drain_timeout": 2, "time_budget": 5, "concurrency": 4}

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.service import environment, wait_until
+from tests.support.service import environment, wait_until
 
 Conn = psycopg.Connection[Any]
 

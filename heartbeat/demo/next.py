@@ -11,7 +11,7 @@ from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from heartbeat.queries import SHIPPED
+from heartbeat.postgres.queries import SHIPPED
 from heartbeat.settings import Settings
 
 _TOKEN = "try-me"  # noqa: S105 - one to type, on 127.0.0.1
@@ -21,11 +21,11 @@ def steps(settings: Settings, url: str, csv_folder: Path) -> str:
     """Return the text: how to go on with the database, the service and the flows of the demo."""
     embedded = settings.database_url is None
     up = ", which keeps the embedded PostgreSQL up" if embedded else ""
-    environment = ["HEARTBEAT_FLOWS=heartbeat.demo_flows", f"HEARTBEAT_TOKEN={_TOKEN}"]
+    environment = ["HEARTBEAT_FLOWS=heartbeat.demo.flows", f"HEARTBEAT_TOKEN={_TOKEN}"]
     if settings.data_dir != Settings().data_dir:
         environment.append(f"HEARTBEAT_DATA_DIR={shlex.quote(str(settings.data_dir.absolute()))}")
     endpoint = "http://127.0.0.1:8000/data_flows/heartbeat"
-    flows = Path(__file__).with_name("demo_flows.py")
+    flows = Path(__file__).with_name("flows.py")
     return f"""
 What to try next
 

@@ -23,16 +23,18 @@ from typing import IO, Any
 
 import click
 
-from heartbeat import console, demo_next, migrate
 from heartbeat.api import Heartbeat
+from heartbeat.cli import console
+from heartbeat.demo import next as next_steps
 from heartbeat.errors import HeartbeatError
 from heartbeat.logs import escape
 from heartbeat.models import DataFlowRun
+from heartbeat.postgres import migrate
 from heartbeat.settings import PREFIX, Settings
 
 PING_SECONDS = 2
 
-_FLOWS = "heartbeat.demo_flows"
+_FLOWS = "heartbeat.demo.flows"
 _START_SECONDS = 30.0
 _STOP_SECONDS = 10.0
 _LISTENING = re.compile(r"listening on (http://\S+)")
@@ -71,7 +73,7 @@ def watch(settings: Settings, url: str, seconds: float) -> None:
             console.print_flows(reading.flow_status())
         finally:
             reading.close()
-    click.echo(demo_next.steps(settings, url, csv.file.parent))
+    click.echo(next_steps.steps(settings, url, csv.file.parent))
 
 
 def _follow(news: _News, csv: _Measurements, children: Sequence[_Child], seconds: float) -> None:

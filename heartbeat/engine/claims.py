@@ -8,15 +8,15 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any
 
-from heartbeat.database import Database
+from heartbeat.engine.lease import Lease
+from heartbeat.engine.lease_keeper import Keeper
+from heartbeat.engine.run import Beat, ClaimedRun, LiveRuns, Outcome
+from heartbeat.engine.workers import CLAIM, Workers
 from heartbeat.errors import AlreadyRunning, FlowNotFound, Stopping
-from heartbeat.keeper import Keeper
-from heartbeat.lease import Lease
-from heartbeat.queries import Queries
-from heartbeat.runs import Beat, ClaimedRun, LiveRuns, Outcome
+from heartbeat.postgres.database import Database
+from heartbeat.postgres.queries import Queries
 from heartbeat.settings import Settings
 from heartbeat.threads import Busy, Threads
-from heartbeat.workers import CLAIM, Workers
 
 _AT_ONCE = 2
 """Claims of a process that are under way at once: while one waits for its commit the other has the server's core.

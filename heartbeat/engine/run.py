@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from psycopg import Connection
 
-from heartbeat.lease import Lease
+from heartbeat.engine.lease import Lease
 
 
 class LiveRuns:

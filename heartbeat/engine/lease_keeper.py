@@ -8,11 +8,11 @@ import socket
 import threading
 from collections.abc import Callable
 
-from heartbeat.database import Connection, Database
+from heartbeat.engine.lease import Lease, now
+from heartbeat.engine.run import LiveRuns
 from heartbeat.errors import HeartbeatError
-from heartbeat.lease import Lease, now
-from heartbeat.queries import Queries
-from heartbeat.runs import LiveRuns
+from heartbeat.postgres.database import Connection, Database
+from heartbeat.postgres.queries import Queries
 from heartbeat.settings import Settings
 
 log = logging.getLogger("heartbeat")

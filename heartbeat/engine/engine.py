@@ -9,19 +9,19 @@ from concurrent.futures import Future
 from datetime import datetime
 from typing import Any
 
-from heartbeat.claims import STOPPING, Claims
-from heartbeat.database import Connection, Database
-from heartbeat.deadlines import Deadlines
+from heartbeat.engine.claims import STOPPING, Claims
+from heartbeat.engine.lease_keeper import Keeper
+from heartbeat.engine.maintenance import Housekeeper
+from heartbeat.engine.recorder import Recorder
+from heartbeat.engine.run import Beat, LiveRuns, Outcome
+from heartbeat.engine.workers import Workers
 from heartbeat.errors import HeartbeatError, SessionEnded, Stopping
 from heartbeat.flows import Registry
-from heartbeat.housekeeper import Housekeeper
-from heartbeat.keeper import Keeper
 from heartbeat.models import BeatReport
-from heartbeat.queries import Queries
-from heartbeat.recorder import Recorder
-from heartbeat.runs import Beat, LiveRuns, Outcome
+from heartbeat.postgres.database import Connection, Database
+from heartbeat.postgres.deadlines import Deadlines
+from heartbeat.postgres.queries import Queries
 from heartbeat.settings import Settings
-from heartbeat.workers import Workers
 
 log = logging.getLogger("heartbeat")
 

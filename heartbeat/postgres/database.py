@@ -23,11 +23,11 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
-from heartbeat.deadlines import Deadlines
-from heartbeat.embedded import EmbeddedServer
 from heartbeat.errors import DatabaseUnavailable
-from heartbeat.pgerrors import translated
-from heartbeat.queries import Queries
+from heartbeat.postgres.deadlines import Deadlines
+from heartbeat.postgres.embedded import EmbeddedServer
+from heartbeat.postgres.errors import translated
+from heartbeat.postgres.queries import Queries
 from heartbeat.settings import Settings
 
 Connection = psycopg.Connection[Any]

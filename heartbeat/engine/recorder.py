@@ -9,10 +9,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from heartbeat.database import Database
+from heartbeat.engine.run import Beat, ClaimedRun, Outcome
 from heartbeat.errors import DatabaseUnavailable, HeartbeatError, LockTimeout
-from heartbeat.queries import Queries
-from heartbeat.runs import Beat, ClaimedRun, Outcome
+from heartbeat.postgres.database import Database
+from heartbeat.postgres.queries import Queries
 
 log = logging.getLogger("heartbeat")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import aiosql
 
 from heartbeat import DataFlow, Settings
-from heartbeat.queries import SHIPPED
+from heartbeat.postgres.queries import SHIPPED
 
 # Statements live in .sql files, where a DBA finds them. Yours stand where you like: aiosql.from_path("sql/", …).
 sql = aiosql.from_path(SHIPPED / "demo", "psycopg")

@@ -18,7 +18,7 @@ from psycopg.rows import namedtuple_row
 
 from heartbeat.errors import QueryError
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 
 SHIPPED = _PACKAGE / "sql" if (_PACKAGE / "sql").is_dir() else _PACKAGE.parent / "sql"
 """Inside the package in a wheel, beside it in a checkout."""

@@ -6,10 +6,10 @@ import logging
 import threading
 import time
 
-from heartbeat.database import Database
+from heartbeat.engine.run import ClaimedRun, LiveRuns
 from heartbeat.errors import HeartbeatError
-from heartbeat.queries import Queries
-from heartbeat.runs import ClaimedRun, LiveRuns
+from heartbeat.postgres.database import Database
+from heartbeat.postgres.queries import Queries
 from heartbeat.settings import Settings
 
 log = logging.getLogger("heartbeat")

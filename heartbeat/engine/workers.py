@@ -14,12 +14,12 @@ from typing import Any
 import psycopg
 
 from heartbeat.cleaning import backtrace_text, error_text, load_json, result_json
-from heartbeat.database import Database
-from heartbeat.deadlines import Deadlines
-from heartbeat.eventloop import EventLoop
+from heartbeat.engine.eventloop import EventLoop
+from heartbeat.engine.pace import Pace
+from heartbeat.engine.run import ClaimedRun, Outcome
 from heartbeat.flows import DataFlow, Registry
-from heartbeat.pace import Pace
-from heartbeat.runs import ClaimedRun, Outcome
+from heartbeat.postgres.database import Database
+from heartbeat.postgres.deadlines import Deadlines
 
 log = logging.getLogger("heartbeat")
 

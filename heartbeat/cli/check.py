@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from heartbeat.api import Heartbeat
 from heartbeat.errors import HeartbeatError, QueryError, SchemaError, SettingsError
 from heartbeat.flows import Registry
-from heartbeat.queries import SHIPPED, Queries
+from heartbeat.postgres.queries import SHIPPED, Queries
 from heartbeat.settings import Settings
 
 

@@ -2,7 +2,7 @@
 
 `tests/schema.snapshot.txt` is the reviewed one. After a migration, write it anew and look at the diff:
 
-    python -m tests.schema_snapshot > tests/schema.snapshot.txt
+    python -m tests.support.schema_snapshot > tests/schema.snapshot.txt
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ def main() -> None:
     """Migrate a fresh database on the tests' server and print its schema."""
     import os
 
-    from heartbeat.migrate import upgrade
-    from tests import servers
+    from heartbeat.postgres.migrate import upgrade
+    from tests.support import postgres as servers
 
     server = servers.start(os.environ.get("HEARTBEAT_TEST_POSTGRES"), os.environ.get("HEARTBEAT_TEST_IMAGE"))
     name = f"heartbeat_snapshot_{os.getpid()}"

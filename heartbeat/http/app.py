@@ -21,8 +21,8 @@ from heartbeat import logs
 from heartbeat.api import Heartbeat
 from heartbeat.errors import DatabaseUnavailable, QueryError, SchemaError, SettingsError, Stopping
 from heartbeat.flows import DataFlow
+from heartbeat.http.security import client_address, decide
 from heartbeat.models import BeatReport, Health
-from heartbeat.security import client_address, decide
 from heartbeat.settings import Settings
 from heartbeat.threads import Busy, Shared, Threads, waited
 

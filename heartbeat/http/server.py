@@ -23,7 +23,7 @@ from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from heartbeat.api import Heartbeat
-from heartbeat.security import parse_address
+from heartbeat.http.security import parse_address
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""`python -m tests.fake_service`: the server and the app over a heartbeat without a database.
+"""`python -m tests.support.fake_service`: the server and the app over a heartbeat without a database.
 
 Prints what the heartbeat was asked, as JSON, when the server has ended.
 """
@@ -10,11 +10,12 @@ import json
 import threading
 from collections.abc import Callable
 
-from heartbeat import logs, server
+from heartbeat import logs
 from heartbeat.errors import DatabaseUnavailable
+from heartbeat.http import server
+from heartbeat.http.app import create_app
 from heartbeat.models import BeatReport
-from heartbeat.web import create_app
-from tests.fake_heartbeat import NOTHING_DUE, FakeHeartbeat
+from tests.support.fake_heartbeat import NOTHING_DUE, FakeHeartbeat
 
 
 def main() -> None:

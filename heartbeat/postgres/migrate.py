@@ -15,12 +15,12 @@ from psycopg.conninfo import conninfo_to_dict
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
 
-from heartbeat.database import bounded_conninfo
 from heartbeat.errors import SchemaError
-from heartbeat.pgerrors import translated
-from heartbeat.queries import Queries
+from heartbeat.postgres.database import bounded_conninfo
+from heartbeat.postgres.errors import translated
+from heartbeat.postgres.queries import Queries
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 
 DIRECTORY = _PACKAGE / "migrations" if (_PACKAGE / "migrations").is_dir() else _PACKAGE.parent / "migrations"
 """Inside the package in a wheel, beside it in a checkout."""

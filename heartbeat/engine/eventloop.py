@@ -11,7 +11,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import Any
 
-from heartbeat.deadlines import Deadlines
+from heartbeat.postgres.deadlines import Deadlines
 
 log = logging.getLogger("heartbeat")
 

@@ -19,13 +19,14 @@ from typing import Any, NoReturn
 
 import click
 
-from heartbeat import __version__, console, logs
+from heartbeat import __version__, logs
 from heartbeat.api import Heartbeat
 from heartbeat.cleaning import backtrace_text, error_text, flow_frames
-from heartbeat.embedded import EmbeddedServer
+from heartbeat.cli import console
+from heartbeat.cli.help_texts import HelpfulGroup
 from heartbeat.errors import FlowNotFound, HeartbeatError, QueryError, SettingsError
-from heartbeat.helptext import HelpfulGroup
 from heartbeat.models import DataFlowRun
+from heartbeat.postgres.embedded import EmbeddedServer
 from heartbeat.settings import Settings
 
 _USAGE_ERRORS = (SettingsError, QueryError, FlowNotFound)
@@ -99,8 +100,8 @@ def serve(host: str, port: int) -> None:
     gives running flows HEARTBEAT_DRAIN_TIMEOUT seconds and records the rest as failed; a second signal ends
     the wait.
     """
-    from heartbeat.server import serve as run_server
-    from heartbeat.web import create_app
+    from heartbeat.http.app import create_app
+    from heartbeat.http.server import serve as run_server
 
     settings = _settings()
     heartbeat = Heartbeat(settings=settings)
@@ -132,7 +133,7 @@ def beat(strict: bool, as_json: bool) -> None:
             raise click.ClickException("stopped before anything was claimed")
         report = heartbeat.beat(until_all_ended=True)
     if as_json:
-        from heartbeat.web import payload
+        from heartbeat.http.app import payload
 
         console.print_json(payload(report))
     else:
@@ -158,8 +159,8 @@ def ping(url: str, every: float | None, strict: bool, as_json: bool) -> None:
     Example:
         heartbeat ping http://127.0.0.1:8000/data_flows/heartbeat --every 60
     """
-    from heartbeat.ping import Answer, stop_on_signals
-    from heartbeat.ping import ping as send
+    from heartbeat.cli.ping import Answer, stop_on_signals
+    from heartbeat.cli.ping import ping as send
 
     flows_failed = False
 
@@ -285,7 +286,7 @@ def check() -> None:
     Says what it found, one line each, and goes on after a failure to the checks that do not need what
     failed. Runs no flow.
     """
-    from heartbeat.checkup import checkup
+    from heartbeat.cli.check import checkup
 
     status = 0
     for finding in checkup(_settings(logging.WARNING)):
@@ -314,8 +315,8 @@ def migrate(rollback: int | None) -> None:
     The other commands do so by themselves for the embedded server, and for no other. Several at once wait
     for each other.
     """
-    from heartbeat.migrate import rollback as undo
-    from heartbeat.migrate import upgrade
+    from heartbeat.postgres.migrate import rollback as undo
+    from heartbeat.postgres.migrate import upgrade
 
     with _database_url(_settings()) as url:
         done = upgrade(url) if rollback is None else undo(url, rollback)
@@ -354,7 +355,7 @@ def demo(seconds: float) -> None:
     PostgreSQL server under HEARTBEAT_DATA_DIR, and leaves the flows and their tables (demo_...) there to look
     at.
     """
-    from heartbeat.demo import watch
+    from heartbeat.demo.show import watch
 
     waiting = True
 
@@ -436,7 +437,7 @@ def _status(exc: HeartbeatError) -> int:
 def _end(status: int) -> NoReturn:
     """End the process, also where a flow has left a thread behind that never ends."""
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
-        from heartbeat.server import leave
+        from heartbeat.http.server import leave
 
         leave(status)
     sys.exit(status)
