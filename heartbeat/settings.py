@@ -6,43 +6,19 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from dotenv import dotenv_values
-from psycopg.conninfo import conninfo_to_dict
 
-from heartbeat import values
+from heartbeat import database_url, parsers
 from heartbeat.errors import SettingsError
-from heartbeat.values import BadValue, Network, shown
+from heartbeat.parsers import BadValue, Network, shown
 
 PREFIX = "HEARTBEAT_"
 
 _YEARS = 100_000_000.0  # seconds, three years of them: the most that a wait takes without overflowing
-
-_PARSERS: Mapping[str, Callable[[object], Any]] = {
-    "database_url": values.database_url,
-    "data_dir": values.file,
-    "token": values.token,
-    "token_file": values.file,
-    "allow_anonymous": values.boolean,
-    "allowed_ips": values.networks,
-    "trusted_proxies": values.networks,
-    "path": values.endpoint,
-    "flows": values.modules,
-    "sql_dir": values.directory,
-    "concurrency": values.whole_number(1, 1000),
-    "time_budget": values.number(0, _YEARS, above=True),
-    "run_timeout": values.number(0, _YEARS),
-    "run_tolerance": values.number(0, _YEARS),
-    "runner_ttl": values.number(1, _YEARS),
-    "drain_timeout": values.number(0, _YEARS),
-    "retention_days": values.number(0, 36_500, unit="days"),
-    "log_format": values.one_of("text", "json"),
-}
-
-_SECRET = frozenset({"database_url", "token"})
 
 # What Kubernetes puts into every pod for a Service whose name begins with `heartbeat`: no settings of ours.
 _KUBERNETES = re.compile(
@@ -53,6 +29,11 @@ _KUBERNETES = re.compile(
 _TOKEN_FILE_BYTES = 65_536
 
 
+def _setting(default: Any, parse: Callable[[object], Any], meaning: str, *, is_secret: bool = False) -> Any:
+    """Declare a setting: all that reading, refusing, showing and explaining it takes."""
+    return field(default=default, metadata={"parse": parse, "meaning": meaning, "is_secret": is_secret})
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Settings:
     """Every setting, checked; made by `load`. The fields are the variables' names in lower case.
@@ -60,24 +41,63 @@ class Settings:
     Durations are seconds. `tokens` are the accepted ones as bytes, wherever they came from; empty for none.
     """
 
-    database_url: str | None = None
-    data_dir: Path = Path(".heartbeat")
-    token: str | None = None
-    token_file: Path | None = None
-    allow_anonymous: bool = False
-    allowed_ips: tuple[Network, ...] = ()
-    trusted_proxies: tuple[Network, ...] = ()
-    path: str = "/data_flows/heartbeat"
-    flows: tuple[str, ...] = ()
-    sql_dir: Path | None = None
-    concurrency: int = 8
-    time_budget: float = 25.0
-    run_timeout: float = 3600.0
-    run_tolerance: float = 0.5
-    runner_ttl: float = 30.0
-    drain_timeout: float = 20.0
-    retention_days: float = 30.0
-    log_format: Literal["text", "json"] = "text"
+    database_url: str | None = _setting(
+        None,
+        parsers.database_url,
+        "PostgreSQL as a libpq URL; without it, an embedded server under the data directory",
+        is_secret=True,
+    )
+    data_dir: Path = _setting(Path(".heartbeat"), parsers.file, "where the embedded server keeps its data")
+    token: str | None = _setting(
+        None,
+        parsers.token,
+        "accepted tokens, separated by commas; serve wants one, ping sends the first",
+        is_secret=True,
+    )
+    token_file: Path | None = _setting(None, parsers.file, "a file that holds the same")
+    allow_anonymous: bool = _setting(False, parsers.boolean, "true: serve without a token")
+    allowed_ips: tuple[Network, ...] = _setting(
+        (), parsers.networks, "addresses and networks that may send heartbeats; empty: any"
+    )
+    trusted_proxies: tuple[Network, ...] = _setting(
+        (), parsers.networks, "networks whose X-Forwarded-For is believed"
+    )
+    path: str = _setting("/data_flows/heartbeat", parsers.endpoint, "path of the endpoint")
+    flows: tuple[str, ...] = _setting(
+        (),
+        parsers.modules,
+        "modules with flow classes, separated by commas; the current directory is searched first",
+    )
+    sql_dir: Path | None = _setting(None, parsers.directory, "your own copy of the SQL files")
+    concurrency: int = _setting(
+        8, parsers.whole_number(1, 1000), "sync flows that run at once in one process"
+    )
+    async_concurrency: int = _setting(
+        100, parsers.whole_number(1, 10_000), "async flows that run at once in one process"
+    )
+    time_budget: float = _setting(
+        25.0,
+        parsers.number(0, _YEARS, above=True),
+        "seconds after which a heartbeat claims no more and answers",
+    )
+    run_timeout: float = _setting(
+        3600.0, parsers.number(0, _YEARS), "seconds that a run may take; 0 for no limit"
+    )
+    run_tolerance: float = _setting(0.5, parsers.number(0, _YEARS), "seconds early that still count as due")
+    runner_ttl: float = _setting(
+        30.0,
+        parsers.number(1, _YEARS),
+        "seconds without a sign of life after which a process counts as dead",
+    )
+    drain_timeout: float = _setting(
+        20.0, parsers.number(0, _YEARS), "seconds that a stopping process gives running flows"
+    )
+    retention_days: float = _setting(
+        30.0,
+        parsers.number(0, 36_500, unit="days"),
+        "age in days at which history is pruned; 0 keeps all",
+    )
+    log_format: Literal["text", "json"] = _setting("text", parsers.one_of("text", "json"), "text or json")
     tokens: tuple[bytes, ...] = ()
 
     @classmethod
@@ -105,7 +125,7 @@ class Settings:
             )
         checked = {name: _parsed(name, origin, raw) for name, (origin, raw) in found.items()}
         if "token" in checked:
-            checked["tokens"] = values.tokens(checked["token"])
+            checked["tokens"] = parsers.tokens(checked["token"])
         elif "token_file" in checked:
             checked["tokens"] = _tokens_in(checked["token_file"], found["token_file"][0])
         return cls(**checked)
@@ -120,16 +140,19 @@ class Settings:
         """Where the database is, fit to be shown: the URL without its password and options."""
         if self.database_url is None:
             return f"embedded server in {self.data_dir}"
-        part = {name: str(value) for name, value in conninfo_to_dict(self.database_url).items() if value}
-        user = f"{part['user']}@" if "user" in part else ""
-        port = f":{part['port']}" if "port" in part else ""
-        return f"postgresql://{user}{part.get('host', '')}{port}/{part.get('dbname', '')}"
+        return database_url.label(self.database_url)
 
     def __repr__(self) -> str:
-        visible = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tokens"}
-        visible["token"] = self.token and "***"
+        visible = {name: getattr(self, name) for name in SETTINGS}
+        for name, setting in SETTINGS.items():
+            if setting.metadata["is_secret"]:
+                visible[name] = visible[name] and "***"
         visible["database_url"] = self.database_url and self.database_label
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in visible.items())})"
+
+
+SETTINGS = {field.name: field for field in fields(Settings) if field.metadata}
+"""What each setting's one entry above says, by its name."""
 
 
 def _found(
@@ -140,10 +163,10 @@ def _found(
     for source, suffix in ((_dotenv(dotenv), f" in {dotenv}"), (environ, "")):
         for variable, value in source.items():
             if variable.startswith(PREFIX) and not _is_foreign(variable, value):
-                name = _known(variable, {PREFIX + name.upper(): name for name in _PARSERS}, suffix)
+                name = _known(variable, {PREFIX + name.upper(): name for name in SETTINGS}, suffix)
                 found[name] = (variable + suffix, value)
     for name, value in overrides.items():
-        found[_known(name, {name: name for name in _PARSERS}, "")] = (name, value)
+        found[_known(name, {name: name for name in SETTINGS}, "")] = (name, value)
     return found
 
 
@@ -174,16 +197,14 @@ def _known(given: str, names: Mapping[str, str], suffix: str) -> str:
 
 
 def _parsed(name: str, origin: str, raw: object) -> Any:
+    about = SETTINGS[name].metadata
     try:
-        return _PARSERS[name](raw)
+        return about["parse"](raw)
     except BadValue as exc:
         expected = str(exc)
     # Raised out here, so that no secret hangs on as the exception's context.
-    raise SettingsError(
-        f"{origin} cannot be used; expected {expected}"
-        if name in _SECRET
-        else f"{origin} is {shown(raw)}; expected {expected}"
-    )
+    problem = "cannot be used" if about["is_secret"] else f"is {shown(raw)}"
+    raise SettingsError(f"{origin} {problem}; expected {expected}")
 
 
 def _tokens_in(file: Path, origin: str) -> tuple[bytes, ...]:
@@ -192,7 +213,7 @@ def _tokens_in(file: Path, origin: str) -> tuple[bytes, ...]:
             content = stream.read(_TOKEN_FILE_BYTES + 1)
         if len(content) > _TOKEN_FILE_BYTES:
             raise BadValue(f"a file of at most {_TOKEN_FILE_BYTES} bytes")
-        return values.tokens(content.decode("utf-8-sig"))
+        return parsers.tokens(content.decode("utf-8-sig"))
     except BadValue as exc:
         problem = f"does not hold what is expected: {exc}"
     except (OSError, UnicodeError) as exc:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from heartbeat import Settings, __version__
+from heartbeat import __version__
 from heartbeat.cli.commands import cli
-from heartbeat.cli.help_texts import SETTINGS
+from heartbeat.settings import SETTINGS
 from tests.support.commands import Command, ended, leftovers
 from tests.support.rows import Conn, add_flow, flow_row, make_due, runs_of
 from tests.support.service import Services, wait_until
@@ -73,8 +72,7 @@ def test_the_help_names_every_command_and_every_setting() -> None:
 
     assert set(cli.commands) == set(COMMANDS)
     assert all(f"  {name} " in shown for name in COMMANDS)
-    assert set(SETTINGS) == {field.name for field in fields(Settings)} - {"tokens"}
-    assert all(f"HEARTBEAT_{name.upper()}" in shown for name in SETTINGS)
+    assert all(f"  HEARTBEAT_{name.upper()} " in shown for name in SETTINGS)
 
 
 def test_the_help_fits_a_terminal_and_cuts_no_sentence() -> None:

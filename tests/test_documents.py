@@ -12,8 +12,9 @@ import pytest
 import yaml
 from starlette.testclient import TestClient
 
-from heartbeat import DataFlow, Heartbeat, Settings
+from heartbeat import DataFlow, Heartbeat
 from heartbeat.cli.commands import cli
+from heartbeat.settings import SETTINGS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -112,11 +113,22 @@ def test_the_grants_of_the_readme_are_all_that_the_service_needs(
     assert db.execute("SELECT count(*) FROM data_flow_unsettled").fetchone() == (0,)
 
 
-def test_the_readme_lists_every_setting_and_every_command() -> None:
-    listed = re.findall(r"^\| `HEARTBEAT_(\w+)` \|", README, re.MULTILINE)
-    assert [name.lower() for name in listed] == [
-        name for name in Settings.__dataclass_fields__ if name != "tokens"
-    ]
+def test_the_readme_lists_every_setting_with_its_default() -> None:
+    listed = re.findall(r"^\| `HEARTBEAT_(\w+)` \| ([^|]+) \|", README, re.MULTILINE)
+    assert [name.lower() for name, _ in listed] == list(SETTINGS)
+    for name, shown in listed:
+        default = SETTINGS[name.lower()].default
+        if isinstance(default, bool):
+            assert shown == f"`{default}`".lower()
+        elif isinstance(default, int | float):
+            assert shown == f"{default:g}"
+        elif default:
+            assert shown == f"`{default}`"
+        else:
+            assert "`" not in shown, "in words what happens without it"
+
+
+def test_the_readme_lists_every_command() -> None:
     commands = README.split("## Commands")[1].split("## ")[0]
     assert [name for name in cli.commands if f"{name}" not in commands] == []
 

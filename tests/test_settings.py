@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heartbeat.errors import SettingsError
-from heartbeat.settings import Settings
+from heartbeat.settings import SETTINGS, Settings
 
 
 def load(environ: Mapping[str, str] | None = None, dotenv: Path | None = None, **overrides: Any) -> Settings:
@@ -31,7 +31,8 @@ def refusal(environ: Mapping[str, str] | None = None, dotenv: Path | None = None
 def test_without_any_source_the_defaults_of_the_contract_hold() -> None:
     settings = load()
     assert settings == Settings()
-    assert (settings.concurrency, settings.time_budget, settings.run_timeout) == (8, 25, 3600)
+    assert (settings.concurrency, settings.async_concurrency) == (8, 100)
+    assert (settings.time_budget, settings.run_timeout) == (25, 3600)
     assert (settings.run_tolerance, settings.runner_ttl, settings.drain_timeout) == (0.5, 30, 20)
     assert (settings.path, settings.health_path) == ("/data_flows/heartbeat", "/data_flows/health")
     assert settings.tokens == ()
@@ -97,6 +98,7 @@ def test_what_kubernetes_and_the_tests_put_into_the_environment_is_none_of_ours(
 
 BAD: dict[str, list[Any]] = {
     "concurrency": ["0", "1001", "-1", "1.5", "8_0", "٨", "x", True, 1.0, 0],
+    "async_concurrency": ["0", "10001"],
     "time_budget": ["0", 0, "-1", "nan", "inf", "1e400", float("nan"), float("inf"), True, [], 1e30],
     "run_timeout": ["-1", -1],
     "run_tolerance": ["-0.5", "half"],
@@ -237,12 +239,17 @@ def test_no_secret_shows_in_a_repr() -> None:
     assert "postgresql://u@h:1/d" in repr(settings)
 
 
+def test_a_setting_is_its_one_entry_and_only_the_tokens_read_from_another_are_none() -> None:
+    assert set(Settings.__dataclass_fields__) - set(SETTINGS) == {"tokens"}
+    assert all(setting.metadata["meaning"] for setting in SETTINGS.values())
+
+
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         load().path = "/x"  # type: ignore[misc]
 
 
-names = st.sampled_from([field for field in Settings.__dataclass_fields__ if field != "tokens"])
+names = st.sampled_from(list(SETTINGS))
 scraps = st.one_of(
     st.text(), st.integers(), st.floats(), st.booleans(), st.binary(), st.lists(st.text() | st.integers())
 )

@@ -9,8 +9,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-
+from heartbeat.database_url import without_password
 from heartbeat.postgres.queries import SHIPPED
 from heartbeat.settings import Settings
 
@@ -66,8 +65,7 @@ def _psql(url: str) -> str:
     """Return the command that leads to the database, without a password in it."""
     if url == os.environ.get("HEARTBEAT_DATABASE_URL"):
         return f'{_psql_program()} "$HEARTBEAT_DATABASE_URL"'
-    part = {name: value for name, value in conninfo_to_dict(url).items() if value and name != "password"}
-    return f"{_psql_program()} {shlex.quote(make_conninfo('', **part))}"
+    return f"{_psql_program()} {shlex.quote(without_password(url))}"
 
 
 def _psql_program() -> str:

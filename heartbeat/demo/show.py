@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -30,7 +30,7 @@ from heartbeat.errors import HeartbeatError
 from heartbeat.logs import escape
 from heartbeat.models import DataFlowRun
 from heartbeat.postgres import migrate
-from heartbeat.settings import PREFIX, Settings
+from heartbeat.settings import PREFIX, SETTINGS, Settings
 
 PING_SECONDS = 2
 
@@ -236,8 +236,7 @@ def _environment(settings: Settings) -> dict[str, str]:
         "token": secrets.token_urlsafe(24),
         "flows": _FLOWS,
     }
-    names = [field.name for field in fields(Settings) if field.name != "tokens"]
-    return {**os.environ, **{PREFIX + name.upper(): chosen.get(name, "") for name in names}}
+    return {**os.environ, **{PREFIX + name.upper(): chosen.get(name, "") for name in SETTINGS}}
 
 
 def _wait_for_endpoint(service: _Child) -> str:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Literal
 
+from heartbeat.parsers import Network
 from heartbeat.settings import Settings
-from heartbeat.values import Network
 
 Address = IPv4Address | IPv6Address
 Headers = Sequence[tuple[bytes, bytes]]

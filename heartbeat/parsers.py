@@ -11,8 +11,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
-from psycopg import ProgrammingError
-from psycopg.conninfo import conninfo_to_dict
+from heartbeat.database_url import is_readable
 
 Network = IPv4Network | IPv6Network
 
@@ -171,10 +170,8 @@ def database_url(raw: object) -> str:
     expected = "a URL such as postgresql://user@host:5432/name, with special characters percent-encoded"
     if not isinstance(raw, str) or not raw.startswith(("postgresql://", "postgres://")) or "\0" in raw:
         raise BadValue(expected)
-    try:
-        conninfo_to_dict(raw)
-    except (ProgrammingError, ValueError):
-        raise BadValue(expected) from None
+    if not is_readable(raw):
+        raise BadValue(expected)
     return raw
 
 
