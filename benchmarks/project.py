@@ -199,7 +199,7 @@ def free_port() -> int:
 
 def _heartbeat() -> Sequence[str]:
     """The command, in this interpreter, wherever its script may be."""
-    return [sys.executable, "-c", "from heartbeat.cli.commands import main; main()"]
+    return [sys.executable, "-c", "from heartbeat.cli import main; main()"]
 
 
 def _command(url: str, *arguments: str) -> None:

@@ -22,7 +22,7 @@ from heartbeat.models import BeatReport, DataFlowRecord, DataFlowRun, Health
 from heartbeat.settings import Settings
 
 if TYPE_CHECKING:
-    from heartbeat.http.app import create_app
+    from heartbeat.http import create_app
 
 __version__ = version("data-flow-heartbeat")
 
@@ -50,7 +50,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import the web part when it is asked for: `heartbeat beat` needs no Starlette and starts sooner."""
     if name == "create_app":
-        from heartbeat.http.app import create_app
+        from heartbeat.http import create_app
 
         return create_app
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """`python -m heartbeat` is the command `heartbeat`."""
 
-from heartbeat.cli.commands import main
+from heartbeat.cli import main
 
 if __name__ == "__main__":
     main()

@@ -7,12 +7,11 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 
 def is_readable(url: str) -> bool:
-    """Whether libpq can read it. Why not is not told: libpq's message may quote the password."""
+    """Whether libpq can read it, all of it. Why not is not told: libpq's message may quote the password."""
     try:
-        conninfo_to_dict(url)
+        return bool(conninfo_to_dict(url)) and "\0" not in url  # which would end it
     except (ProgrammingError, ValueError):
         return False
-    return True
 
 
 def label(url: str) -> str:

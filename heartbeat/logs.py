@@ -12,6 +12,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from heartbeat.utc import utc_text
+
+log = logging.getLogger("heartbeat")
+
 # The fields in the order in which a line shows them; others follow in the order given.
 FIELDS = (
     *("client", "status", "method", "path", "reason"),
@@ -37,18 +41,17 @@ def configure(log_format: Literal["text", "json"], level: int = logging.INFO) ->
     for old in [old for old in root.handlers if isinstance(old.formatter, LineFormatter)]:
         root.removeHandler(old)
     root.addHandler(handler)
-    logging.getLogger("heartbeat").setLevel(level)
+    log.setLevel(level)
     logging.captureWarnings(True)
     threading.excepthook = _log_dead_thread
 
 
 def ensure(log_format: Literal["text", "json"]) -> None:
     """Log to stderr where the host has set up no logging at all; otherwise leave it to the host."""
-    logger = logging.getLogger("heartbeat")
-    if not logger.hasHandlers():
-        logger.addHandler(_handler(log_format))
-        if logger.level == logging.NOTSET:
-            logger.setLevel(logging.INFO)
+    if not log.hasHandlers():
+        log.addHandler(_handler(log_format))
+        if log.level == logging.NOTSET:
+            log.setLevel(logging.INFO)
 
 
 def escape(text: str) -> str:
@@ -99,18 +102,16 @@ def _handler(log_format: str) -> logging.Handler:
 
 def _log_dead_thread(args: threading.ExceptHookArgs) -> None:
     if args.exc_type is not SystemExit and args.exc_value is not None:
-        name = args.thread.name if args.thread else "unknown"
-        logging.getLogger("heartbeat").error(
+        log.error(
             "thread %s died",
-            name,
+            args.thread.name if args.thread else "unknown",
             exc_info=args.exc_value,
             extra={"event": "thread_died"},
         )
 
 
 def _timestamp(record: logging.LogRecord) -> str:
-    moment = datetime.fromtimestamp(record.created, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return utc_text(datetime.fromtimestamp(record.created, UTC), "milliseconds")
 
 
 def _message(record: logging.LogRecord) -> str:

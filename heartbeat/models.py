@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
+
+from heartbeat.utc import utc_text
 
 Status = Literal["pending", "in_progress", "success", "failed"]
 
@@ -69,6 +71,20 @@ class BeatReport:
     next_due_at: datetime | None
     heartbeat_id: int
     timestamp: datetime
+
+    def answer(self) -> dict[str, Any]:
+        """Return the object that answers a heartbeat. Times are UTC in whole seconds, `next_due_at` rounded up."""
+        answer = {field.name: getattr(self, field.name) for field in fields(self)}
+        answer["timestamp"] = utc_text(self.timestamp, "seconds")
+        if self.next_due_at is not None:
+            answer["next_due_at"] = utc_text(_rounded_up(self.next_due_at), "seconds")
+        return answer
+
+
+def _rounded_up(moment: datetime) -> datetime:
+    if moment.microsecond == 0 or moment.year == datetime.max.year:  # there it would leave Python's calendar
+        return moment
+    return moment.replace(microsecond=0) + timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,9 +144,9 @@ class Settings:
 
     def __repr__(self) -> str:
         visible = {name: getattr(self, name) for name in SETTINGS}
-        for name, setting in SETTINGS.items():
-            if setting.metadata["is_secret"]:
-                visible[name] = visible[name] and "***"
+        visible |= {
+            name: visible[name] and "***" for name in SETTINGS if SETTINGS[name].metadata["is_secret"]
+        }
         visible["database_url"] = self.database_url and self.database_label
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in visible.items())})"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
@@ -52,9 +52,10 @@ def test_the_line_of_an_odd_answer_is_still_a_line() -> None:
     assert line.isprintable()
 
 
-def test_the_text_of_a_heartbeat_is_the_same_from_the_report_and_from_the_answer() -> None:
-    moment = datetime(2026, 11, 23, 19, 4, 0, tzinfo=UTC)
-    report = {"heartbeat_id": 1, "timestamp": moment, "next_due_at": moment}
-    answer = {"heartbeat_id": 1, "timestamp": "2026-11-23T19:04:00Z", "next_due_at": "2026-11-23T19:04:00Z"}
+def test_a_heartbeats_line_says_when_the_next_flow_is_due() -> None:
+    answer = {"heartbeat_id": 1, "timestamp": "2026-11-23T19:04:00Z", "flows_due": 0}
 
-    assert console.heartbeat_line(report) == console.heartbeat_line(answer)
+    assert console.heartbeat_line(answer).endswith("; nothing due later")
+    line = console.heartbeat_line(answer | {"next_due_at": "2026-11-23T19:05:00Z"})
+    assert line.startswith("2026-11-23T19:04:00Z heartbeat 1: 0 due, ")
+    assert line.endswith("; next due 2026-11-23T19:05:00Z")

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from heartbeat.cli.ping import Answer, _until_next, ping, stop_on_signals
+from heartbeat.cli.ping import Reply, _until_next, ping
 from heartbeat.errors import SettingsError
+from heartbeat.process import on_signals
 
 COUNTS = {"flows_due": 0, "heartbeat_id": 1}
 
@@ -65,8 +66,8 @@ class Target:
         self._server.server_close()
 
 
-def once(url: str, *, token: bytes = b"s3cret", timeout: float = 10.0) -> Answer:
-    answers: list[Answer] = []
+def once(url: str, *, token: bytes = b"s3cret", timeout: float = 10.0) -> Reply:
+    answers: list[Reply] = []
     failures = ping(url, [token, b"old"], timeout=timeout, on_answer=answers.append)
     (answer,) = answers
     assert failures == (not answer.ok)
@@ -83,7 +84,7 @@ def refused() -> Iterator[str]:
 
 def test_a_ping_posts_the_first_token_and_brings_the_counts() -> None:
     with Target(FINE) as target:
-        assert once(target.url) == Answer(200, COUNTS)
+        assert once(target.url) == Reply(200, COUNTS)
     assert target.seen == [("/beat", "Bearer s3cret")]
 
 
@@ -170,13 +171,13 @@ def test_what_cannot_be_a_url_is_refused_without_showing_it(url: str) -> None:
 
 def test_it_goes_on_after_errors_until_it_is_stopped() -> None:
     stop = threading.Event()
-    answers: list[Answer] = []
+    answers: list[Reply] = []
     respond = iter([answering(503, b"{}"), answering(200, b"oops"), FINE, FINE])
 
     def next_one(handler: BaseHTTPRequestHandler) -> None:
         next(respond)(handler)
 
-    def note(answer: Answer) -> None:
+    def note(answer: Reply) -> None:
         answers.append(answer)
         if len(answers) == 4:
             stop.set()
@@ -194,7 +195,7 @@ def test_the_pace_does_not_drift_and_what_was_overrun_falls_away(passed: float, 
     assert _until_next(passed, 60.0) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_also_while_it_waits_for_an_answer(number: signal.Signals) -> None:
     waiting = threading.Event()
 
@@ -208,7 +209,8 @@ def test_a_signal_ends_it_also_while_it_waits_for_an_answer(number: signal.Signa
 
     began = time.monotonic()
     before = signal.getsignal(number)
-    with Target(hang) as target, stop_on_signals() as stop:
+    stop = threading.Event()
+    with Target(hang) as target, on_signals(lambda _: stop.set()):
         threading.Thread(target=interrupt).start()
         assert ping(target.url, every=60, stop=stop) == 0
     assert time.monotonic() - began < 4

@@ -23,7 +23,7 @@ from starlette.applications import Starlette
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from heartbeat.http.server import Connection
+from heartbeat.http.connection import Connection
 
 ROOT = Path(__file__).parents[1]
 PATH = "/data_flows/heartbeat"
@@ -364,11 +364,36 @@ def test_a_second_signal_ends_the_drain_at_once_and_still_records() -> None:
             time.sleep(0.1)
             service.process.terminate()
             service.until("stopping")
+            time.sleep(1.1)  # earlier, it would be the first one's echo
             service.process.terminate()
             assert status_in(waiting) == 200
         status, calls = service.end()
     assert (status, calls[-1]) == (0, "close")
     assert "stop_claiming now" in calls
+
+
+def test_a_signal_that_comes_twice_at_once_is_one() -> None:
+    with running("--beat", "until-stopped-now", "--drain-timeout", "0") as service:
+        service.until_listening()
+        with service.connect() as waiting:
+            waiting.sendall(heartbeat())
+            time.sleep(0.1)
+            service.process.terminate()
+            service.until("stopping")
+            service.process.send_signal(signal.SIGINT)
+            status, calls = service.end()
+    assert status == 0
+    assert "stop_claiming now" not in calls
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    with running("--ignore-interrupts") as service:
+        service.until_listening()
+        service.process.send_signal(signal.SIGINT)
+        assert service.status() == 200
+        assert not any(line["event"] == "stopping" for line in service.lines)
+        service.process.terminate()
+        assert service.end()[0] == 0
 
 
 def test_a_heartbeat_that_never_returns_does_not_hold_the_exit_past_the_deadline() -> None:

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from heartbeat.errors import DatabaseUnavailable, QueryError, SchemaError, SettingsError
-from heartbeat.http.app import create_app, payload
+from heartbeat.http import create_app
 from heartbeat.models import BeatReport, Health
 from tests.support.fake_heartbeat import NOTHING_DUE, FakeHeartbeat
 
@@ -96,10 +96,10 @@ def test_a_heartbeat_with_the_token_is_made_and_answered_with_its_counts() -> No
 
 def test_times_are_utc_in_whole_seconds_and_the_next_due_one_is_not_too_early() -> None:
     moment = datetime(2026, 11, 23, 20, 4, 0, 1, tzinfo=timezone(timedelta(hours=1)))
-    answer = payload(replace(NOTHING_DUE, timestamp=moment, next_due_at=moment))
+    answer = replace(NOTHING_DUE, timestamp=moment, next_due_at=moment).answer()
     assert (answer["timestamp"], answer["next_due_at"]) == ("2026-11-23T19:04:00Z", "2026-11-23T19:04:01Z")
     last = datetime.max.replace(tzinfo=UTC)
-    assert payload(replace(NOTHING_DUE, next_due_at=last))["next_due_at"] == "9999-12-31T23:59:59Z"
+    assert replace(NOTHING_DUE, next_due_at=last).answer()["next_due_at"] == "9999-12-31T23:59:59Z"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 from heartbeat.api import Heartbeat
@@ -67,13 +68,11 @@ def _files(settings: Settings) -> Finding:
 def _database(settings: Settings, *, statements: bool) -> Iterator[Finding]:
     chosen = replace(settings, flows=(), sql_dir=settings.sql_dir if statements else None)
     problem: HeartbeatError | None = None
-    heartbeat = Heartbeat(settings=chosen)
-    try:
-        heartbeat.start(run_flows=False)
-    except HeartbeatError as exc:
-        problem = exc
-    finally:
-        heartbeat.close()
+    with closing(Heartbeat(settings=chosen)) as heartbeat:
+        try:
+            heartbeat.start(run_flows=False)
+        except HeartbeatError as exc:
+            problem = exc
     reached = problem is None or isinstance(problem, SchemaError | QueryError)
     yield Finding("database", settings.database_label, None if reached else problem)
     if not reached:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import logging
 import shlex
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from types import FrameType
-from typing import Any, NoReturn
 
 import click
 
@@ -23,13 +19,13 @@ from heartbeat import __version__, logs
 from heartbeat.api import Heartbeat
 from heartbeat.cleaning import backtrace_text, error_text, flow_frames
 from heartbeat.cli import console
-from heartbeat.cli.help_texts import HelpfulGroup
-from heartbeat.errors import FlowNotFound, HeartbeatError, QueryError, SettingsError
+from heartbeat.cli.group import Commands, status_of
+from heartbeat.errors import HeartbeatError
 from heartbeat.models import DataFlowRun
 from heartbeat.postgres.embedded import EmbeddedServer
+from heartbeat.process import leave, on_signals
 from heartbeat.settings import Settings
-
-_USAGE_ERRORS = (SettingsError, QueryError, FlowNotFound)
+from heartbeat.utc import utc_text
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 _strict = click.option("--strict", is_flag=True, help="Exit with status 1 when a flow failed, too.")
@@ -44,26 +40,10 @@ def main() -> None:
     try:
         cli()
     except SystemExit as exc:
-        _end(exc.code if isinstance(exc.code, int) else 1)
+        leave(exc.code if isinstance(exc.code, int) else 1)
 
 
-class _Commands(HelpfulGroup):
-    """The group that turns what this package raises into one line on stderr and an exit status."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except HeartbeatError as exc:
-            click.echo(f"Error: {logs.escape(str(exc))}", err=True)
-            ctx.exit(_status(exc))
-        except OSError as exc:
-            if exc.errno in (None, errno.EPIPE):
-                raise  # a reader that has seen enough is click's business
-            click.echo(f"Error: {logs.escape(str(exc))}", err=True)
-            ctx.exit(1)
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="heartbeat", message="%(prog)s %(version)s")
 def cli() -> None:
     """Run data flows when a heartbeat arrives.
@@ -100,7 +80,7 @@ def serve(host: str, port: int) -> None:
     gives running flows HEARTBEAT_DRAIN_TIMEOUT seconds and records the rest as failed; a second signal ends
     the wait.
     """
-    from heartbeat.http.app import create_app
+    from heartbeat.http import create_app
     from heartbeat.http.server import serve as run_server
 
     settings = _settings()
@@ -128,16 +108,14 @@ def beat(strict: bool, as_json: bool) -> None:
         heartbeat.stop_claiming(now=stopped.is_set())  # a second signal ends the drain
         stopped.set()
 
-    with _on_signals(stop), heartbeat:
+    with on_signals(stop), heartbeat:
         if stopped.is_set():  # while it started, when there was nothing yet to be told
             raise click.ClickException("stopped before anything was claimed")
         report = heartbeat.beat(until_all_ended=True)
     if as_json:
-        from heartbeat.http.app import payload
-
-        console.print_json(payload(report))
+        console.print_json(report.answer())
     else:
-        click.echo(console.heartbeat_line(asdict(report)))
+        click.echo(console.heartbeat_line(report.answer()))
     if strict and report.flows_failed + report.flows_running:
         sys.exit(1)
 
@@ -153,18 +131,18 @@ def ping(url: str, every: float | None, strict: bool, as_json: bool) -> None:
     """Send a heartbeat to URL, once or every so many seconds.
 
     The token is the first one of HEARTBEAT_TOKEN or HEARTBEAT_TOKEN_FILE. Exits with status 1 when a
-    heartbeat was not answered 200; with --every it goes on all the same, until SIGTERM or SIGINT.
+    heartbeat was not answered 200; with --every it goes on all the same, until SIGTERM, SIGINT or SIGHUP.
 
     \b
     Example:
         heartbeat ping http://127.0.0.1:8000/data_flows/heartbeat --every 60
     """
-    from heartbeat.cli.ping import Answer, stop_on_signals
+    from heartbeat.cli.ping import Reply
     from heartbeat.cli.ping import ping as send
 
     flows_failed = False
 
-    def show(answer: Answer) -> None:
+    def show(answer: Reply) -> None:
         nonlocal flows_failed
         flows_failed |= bool((answer.body or {}).get("flows_failed"))
         if as_json:
@@ -172,10 +150,14 @@ def ping(url: str, every: float | None, strict: bool, as_json: bool) -> None:
         elif answer.ok:
             click.echo(console.heartbeat_line(answer.body or {}))
         if not answer.ok:
-            click.echo(f"{_now()} no heartbeat: {logs.escape(answer.error or 'no answer')}", err=True)
+            click.echo(
+                f"{utc_text(datetime.now(UTC), 'seconds')} no heartbeat: {logs.escape(answer.error or 'no answer')}",
+                err=True,
+            )
 
     tokens = _settings().tokens
-    with stop_on_signals() as stop:
+    stop = threading.Event()
+    with on_signals(lambda _: stop.set()):
         failures = send(url, tokens, every=every, on_answer=show, stop=stop)
     if failures or (strict and flows_failed):
         sys.exit(1)
@@ -198,7 +180,7 @@ def run(name: str) -> None:
             waiting = False
             raise _Interrupt
 
-    with _on_signals(stop):
+    with on_signals(stop):
         try:
             done = _trigger(heartbeat.start(), name)
         except _Interrupt:
@@ -293,7 +275,7 @@ def check() -> None:
         problem = finding.problem
         mark = click.style("ok", fg="green") if problem is None else click.style("failed", fg="red")
         click.echo(f"{finding.subject:10}  {mark}: {logs.escape(str(problem or finding.found))}")
-        status = max(status, 0 if problem is None else _status(problem))
+        status = max(status, 0 if problem is None else status_of(problem))
     sys.exit(status)
 
 
@@ -367,7 +349,7 @@ def demo(seconds: float) -> None:
 
     settings = _settings(logging.WARNING)
     try:
-        with _on_signals(stop), _database_url(settings) as url:
+        with on_signals(stop), _database_url(settings) as url:
             watch(settings, url, seconds)
     except _Interrupt:
         raise click.ClickException("stopped; nothing was left running") from None
@@ -399,49 +381,5 @@ def _database_url(settings: Settings) -> Iterator[str]:
 @contextmanager
 def _reading() -> Iterator[Heartbeat]:
     """Start what reads and deletes, without flows: a flow module that is broken is no reason not to look."""
-    heartbeat = Heartbeat(settings=replace(_settings(logging.WARNING), flows=()))
-    try:
+    with closing(Heartbeat(settings=replace(_settings(logging.WARNING), flows=()))) as heartbeat:
         yield heartbeat.start(run_flows=False)
-    finally:
-        heartbeat.close()
-
-
-@contextmanager
-def _on_signals(handle: Callable[[int], None]) -> Iterator[None]:
-    """Handle the signals that end a process; one that is ignored, as under nohup, stays so.
-
-    One that follows another within a second is the same wish: `timeout`, for one, sends its signal twice.
-    """
-    heard = float("-inf")
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        nonlocal heard
-        since, heard = time.monotonic() - heard, time.monotonic()
-        if since > 1:
-            handle(number)
-
-    ends = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = {n: signal.signal(n, handler) for n in ends if signal.getsignal(n) is not signal.SIG_IGN}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
-
-
-def _status(exc: HeartbeatError) -> int:
-    """Return the exit status: 2 where the command line or a setting has to change, else 1."""
-    return 2 if isinstance(exc, _USAGE_ERRORS) else 1
-
-
-def _end(status: int) -> NoReturn:
-    """End the process, also where a flow has left a thread behind that never ends."""
-    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
-        from heartbeat.http.server import leave
-
-        leave(status)
-    sys.exit(status)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -6,13 +6,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import click
 
 from heartbeat.logs import escape
 from heartbeat.models import DataFlowRun
+from heartbeat.utc import utc_text
 
 _CELL = 300
 """Characters of a text that a table shows; --json has the rest."""
@@ -36,7 +37,7 @@ def print_json(value: object, *, indent: bool = True) -> None:
 def _plain(value: object) -> object:
     """Make JSON of what JSON has no word for: times are UTC, intervals are seconds."""
     if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        return utc_text(value)
     if isinstance(value, timedelta):
         return value.total_seconds()
     return str(value)
@@ -160,7 +161,7 @@ def _cell(value: object) -> str:
 def _moment(value: datetime) -> str:
     """Show a time: in a pipe UTC, on a terminal the local one, today's without its date."""
     if not on_terminal():
-        return _instant(value)
+        return utc_text(value, "seconds")
     local = value.astimezone()
     today = local.date() == datetime.now(local.tzinfo).date()
     return local.strftime("%H:%M:%S") if today else local.strftime("%Y-%m-%d %H:%M:%S")
@@ -172,10 +173,9 @@ def _moment(value: datetime) -> str:
 def heartbeat_line(answer: Mapping[str, Any]) -> str:
     """Say in one line what a heartbeat did, from the object that answers it."""
     next_due = answer.get("next_due_at")
-    when = f"next due {_instant(next_due)}" if next_due else "nothing due later"
-    return escape(f"{_instant(answer.get('timestamp'))} heartbeat {answer.get('heartbeat_id')}: ") + (
-        f"{heartbeat_counts(answer)}; {escape(when)}"
-    )
+    when = f"next due {next_due}" if next_due else "nothing due later"
+    head = f"{answer.get('timestamp')} heartbeat {answer.get('heartbeat_id')}: "
+    return f"{escape(head)}{heartbeat_counts(answer)}; {escape(when)}"
 
 
 def heartbeat_counts(answer: Mapping[str, Any]) -> str:
@@ -183,12 +183,6 @@ def heartbeat_counts(answer: Mapping[str, Any]) -> str:
     always, sometimes = ("due", "triggered", "succeeded", "failed"), ("running", "remaining")
     shown = [*always, *(count for count in sometimes if answer.get(f"flows_{count}"))]
     return escape(", ".join(f"{answer.get(f'flows_{count}', '?')} {count}" for count in shown))
-
-
-def _instant(value: object) -> str:
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    return str(value)
 
 
 @contextmanager

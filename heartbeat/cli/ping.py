@@ -8,12 +8,11 @@ import ipaddress
 import json
 import math
 import queue
-import signal
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,8 +23,8 @@ _MAX_ANSWER = 1_048_576  # bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a ping brought: the status and its JSON, or what went wrong on the way."""
+class Reply:
+    """What came back to a ping: the status and its JSON, or what went wrong on the way."""
 
     status: int | None = None
     body: dict[str, Any] | None = None
@@ -43,7 +42,7 @@ def ping(
     *,
     every: float | None = None,
     timeout: float = 60.0,
-    on_answer: Callable[[Answer], object] = lambda answer: None,
+    on_answer: Callable[[Reply], object] = lambda answer: None,
     stop: threading.Event | None = None,
 ) -> int:
     """Send one heartbeat, or one every `every` (> 0) seconds until `stop` is set; return how many were not `ok`.
@@ -68,27 +67,13 @@ def ping(
     return failures
 
 
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
-    """Give an event that SIGINT and SIGTERM set. From the main thread only."""
-    stop = threading.Event()
-    before = {
-        number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _until_next(passed: float, every: float) -> float:
     return (math.floor(passed / every) + 1) * every - passed
 
 
-def _within(timeout: float, call: Callable[[], Answer], stop: threading.Event) -> Answer | None:
+def _within(timeout: float, call: Callable[[], Reply], stop: threading.Event) -> Reply | None:
     """Make the call in a thread: a server that answers a byte at a time is not waited for, nor is one at stop."""
-    answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[Reply] = queue.SimpleQueue()
     threading.Thread(target=lambda: answers.put(call()), daemon=True, name="heartbeat-ping").start()
     deadline = time.monotonic() + timeout
     while not stop.is_set():
@@ -96,11 +81,11 @@ def _within(timeout: float, call: Callable[[], Answer], stop: threading.Event) -
         with contextlib.suppress(queue.Empty):
             return answers.get(timeout=max(0.0, min(left, 0.2)))
         if left <= 0:
-            return Answer(error=f"no answer within {timeout:g} s")
+            return Reply(error=f"no answer within {timeout:g} s")
     return None
 
 
-def _send(opener: urllib.request.OpenerDirector, url: str, tokens: Sequence[bytes], timeout: float) -> Answer:
+def _send(opener: urllib.request.OpenerDirector, url: str, tokens: Sequence[bytes], timeout: float) -> Reply:
     headers = {"User-Agent": "data-flow-heartbeat", "Accept": "application/json"}
     if tokens:
         # Latin-1 is how http.client writes headers: the bytes come out as they are.
@@ -114,21 +99,21 @@ def _send(opener: urllib.request.OpenerDirector, url: str, tokens: Sequence[byte
         with refused:
             return _read(refused.code, refused)
     except urllib.error.URLError as exc:
-        return Answer(error=str(exc.reason))
+        return Reply(error=str(exc.reason))
     except (OSError, http.client.HTTPException, ValueError) as exc:
-        return Answer(error=str(exc) or type(exc).__name__)
+        return Reply(error=str(exc) or type(exc).__name__)
 
 
-def _read(status: int, response: Any) -> Answer:
+def _read(status: int, response: Any) -> Reply:
     try:
         body = json.loads(response.read(_MAX_ANSWER))
     except (OSError, http.client.HTTPException, ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
-        return Answer(status, error=f"{status} {response.reason}, and no JSON object")
+        return Reply(status, error=f"{status} {response.reason}, and no JSON object")
     if status == 200:
-        return Answer(status, body)
-    return Answer(status, body, error=f"{status} {body.get('error', response.reason)}")
+        return Reply(status, body)
+    return Reply(status, body, error=f"{status} {body.get('error', response.reason)}")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

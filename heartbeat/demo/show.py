@@ -8,7 +8,6 @@ import queue
 import re
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from heartbeat.errors import HeartbeatError
 from heartbeat.logs import escape
 from heartbeat.models import DataFlowRun
 from heartbeat.postgres import migrate
+from heartbeat.process import signals_held
 from heartbeat.settings import PREFIX, SETTINGS, Settings
 
 PING_SECONDS = 2
@@ -189,27 +189,12 @@ def _child(arguments: Sequence[str], environ: Mapping[str, str], log: Path) -> I
     """Start a command, and end it however the block ends."""
     child = None
     try:
-        with _signals_held():  # one that came half-way would leave a process that nobody knows of
+        with signals_held():  # one that came half-way would leave a process that nobody knows of
             child = _start(arguments, environ, log)
         yield child
     finally:
         if child is not None:
             child.stop()
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Hold signals back until the block has ended."""
-    held: list[int] = []
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if callable(signal.getsignal(n))]
-    before = {number: signal.signal(number, lambda number, _: held.append(number)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for late in held:
-            signal.raise_signal(late)
 
 
 def _start(arguments: Sequence[str], environ: Mapping[str, str], log: Path) -> _Child:

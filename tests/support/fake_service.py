@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import threading
 from collections.abc import Callable
 
 from heartbeat import logs
 from heartbeat.errors import DatabaseUnavailable
-from heartbeat.http import server
-from heartbeat.http.app import create_app
+from heartbeat.http import create_app, server
+from heartbeat.http.connection import Connection
 from heartbeat.models import BeatReport
+from heartbeat.process import leave
 from tests.support.fake_heartbeat import NOTHING_DUE, FakeHeartbeat
 
 
@@ -29,14 +31,17 @@ def main() -> None:
     parser.add_argument("--header-seconds", type=float, default=10)
     parser.add_argument("--exit-margin", type=int, default=4)
     parser.add_argument("--leave-a-thread", action="store_true")
+    parser.add_argument("--ignore-interrupts", action="store_true")
     options = parser.parse_args()
 
     fake = FakeHeartbeat(token="s3cret", drain_timeout=options.drain_timeout)
     fake.on_beat = _beats(fake)[options.beat]
     fake.on_start = _starts(fake)[options.start]
-    server.Connection.header_seconds = options.header_seconds
+    Connection.header_seconds = options.header_seconds
     server._EXIT_MARGIN = options.exit_margin
     logs.configure("json")
+    if options.ignore_interrupts:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     if options.leave_a_thread:
         threading.Thread(target=threading.Event().wait).start()
     status = 7
@@ -45,7 +50,7 @@ def main() -> None:
         status = server.serve(fake.as_heartbeat, app, host="127.0.0.1", port=options.port)
     finally:
         print(json.dumps(fake.calls))
-        server.leave(status)
+        leave(status)
 
 
 def _beats(fake: FakeHeartbeat) -> dict[str, Callable[[], BeatReport]]:

@@ -1,11 +1,14 @@
-"""What `heartbeat --help` says: the commands by what they are for, and the settings."""
+"""What the commands have in common: a help in sections, and errors that are one line and an exit status."""
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import click
 
+from heartbeat.errors import FlowNotFound, HeartbeatError, QueryError, SettingsError
+from heartbeat.logs import escape
 from heartbeat.settings import PREFIX, SETTINGS
 
 _SECTIONS = {
@@ -16,8 +19,18 @@ _SECTIONS = {
 }
 
 
-class HelpfulGroup(click.Group):
-    """A command group whose help is in sections."""
+class Commands(click.Group):
+    """The group of all commands. Its help lists them by what they are for, and the settings."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; what this package raises becomes one line on stderr and an exit status."""
+        try:
+            return super().invoke(ctx)
+        except (HeartbeatError, OSError) as exc:
+            if isinstance(exc, OSError) and exc.errno in (None, errno.EPIPE):
+                raise  # a reader that has seen enough is click's business
+            click.echo(f"Error: {escape(str(exc))}", err=True)
+            ctx.exit(status_of(exc))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, names in _SECTIONS.items():
@@ -37,6 +50,11 @@ class HelpfulGroup(click.Group):
             )
         formatter.write_paragraph()
         formatter.write_text("Exit status: 0 fine, 1 it ran and failed, 2 wrong usage or settings.")
+
+
+def status_of(exc: Exception) -> int:
+    """Return the exit status: 2 where the command line or a setting has to change, else 1."""
+    return 2 if isinstance(exc, SettingsError | QueryError | FlowNotFound) else 1
 
 
 def _default(value: Any) -> str:
