@@ -337,7 +337,8 @@ def demo(seconds: float) -> None:
     PostgreSQL server under HEARTBEAT_DATA_DIR, and leaves the flows and their tables (demo_...) there to look
     at.
     """
-    from heartbeat.demo.show import watch
+    from heartbeat.cli.demo import show
+    from heartbeat.demo import watch
 
     waiting = True
 
@@ -349,8 +350,12 @@ def demo(seconds: float) -> None:
 
     settings = _settings(logging.WARNING)
     try:
-        with on_signals(stop), _database_url(settings) as url:
-            watch(settings, url, seconds)
+        with (
+            on_signals(stop),
+            _database_url(settings) as url,
+            closing(watch(settings, url, seconds)) as events,
+        ):
+            show(events)
     except _Interrupt:
         raise click.ClickException("stopped; nothing was left running") from None
 
