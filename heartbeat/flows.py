@@ -8,14 +8,15 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
-
-import psycopg
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from heartbeat.cleaning import error_text, safe_repr
 from heartbeat.errors import HeartbeatError, SettingsError
 
-Connect = Callable[[], AbstractContextManager[psycopg.Connection[Any]]]
+if TYPE_CHECKING:
+    import psycopg
+
+    Connect = Callable[[], AbstractContextManager[psycopg.Connection[Any]]]
 
 _NAME_LIMIT = 200
 _INTERVAL_LIMIT = 315_576_000
