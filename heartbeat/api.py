@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from heartbeat import validation
 from heartbeat.cleaning import parse_json, safe_repr
-from heartbeat.engine.engine import Runner
+from heartbeat.engine import Engine
 from heartbeat.errors import DatabaseUnavailable, FlowNotFound, HeartbeatError, ValidationError
 from heartbeat.flows import DataFlow, Registry
 from heartbeat.models import BeatReport, DataFlowRecord, DataFlowRun, Health
@@ -19,10 +19,9 @@ from heartbeat.postgres import migrate
 from heartbeat.postgres.database import Database
 from heartbeat.postgres.deadlines import Deadlines
 from heartbeat.postgres.errors import translated
+from heartbeat.postgres.pruning import prune
 from heartbeat.postgres.queries import Queries
 from heartbeat.settings import Settings
-
-_PRUNE_BATCH = 10_000
 
 
 class Heartbeat:
@@ -52,7 +51,7 @@ class Heartbeat:
         with self._lock:
             if self._opened is None:
                 self._opened = _Opened.open(self.settings, self._queries)
-            if run_flows and self._opened.runner is None:
+            if run_flows and self._opened.engine is None:
                 try:
                     self._opened.run_flows(self.settings, self.registry, self._queries)
                 except BaseException:
@@ -64,8 +63,8 @@ class Heartbeat:
     def stop_claiming(self, *, now: bool = False) -> None:
         """Claim no more and start the drain's clock, or with `now` end it. May be called in a signal handler."""
         opened = self._opened
-        if opened is not None and opened.runner is not None:
-            opened.runner.stop_claiming(now=now)
+        if opened is not None and opened.engine is not None:
+            opened.engine.stop_claiming(now=now)
 
     def close(self) -> None:
         """Drain, record what still runs as failed (interrupted), and disconnect. May be started again."""
@@ -90,18 +89,17 @@ class Heartbeat:
         Lasts as long as the flows that it started, at most the time budget; with `until_all_ended`, until the
         last has ended. Raises DatabaseUnavailable.
         """
-        return self._runner.beat(client_ip, until_all_ended=until_all_ended)
+        return self._engine.beat(client_ip, until_all_ended=until_all_ended)
 
     def trigger_run(self, name: str) -> DataFlowRun:
         """Run one flow now, in this process, whatever its schedule says, and return the run.
 
         Raises what the flow raised, after recording it; FlowNotFound; AlreadyRunning; DatabaseUnavailable.
         """
-        outcome = self._runner.run_now(_name(name))
+        outcome = self._engine.run_now(_name(name))
         if outcome.exception is not None:
             raise outcome.exception
-        with self._database.transaction() as conn:
-            row = self._queries.get_run(conn, run_id=outcome.run.run_id)
+        row = self._database.run(self._queries.get_run, run_id=outcome.run.run_id)
         if row is None:
             raise FlowNotFound(name)
         return _run(row)
@@ -111,10 +109,9 @@ class Heartbeat:
         opened = self._opened
         if opened is None:
             return Health(ok=False, reason="not started")
-        stuck = opened.runner.stuck_threads if opened.runner else 0
+        stuck = opened.engine.stuck_threads if opened.engine else 0
         try:
-            with opened.database.transaction(timeout=2.0) as conn:
-                migrate.check_schema(conn, self._queries)
+            opened.database.run_within(2.0, migrate.check_schema, queries=self._queries)
         except HeartbeatError as exc:
             return Health(ok=False, stuck_threads=stuck, reason=str(exc))
         return Health(ok=True, stuck_threads=stuck)
@@ -148,8 +145,7 @@ class Heartbeat:
             else validation.whole_number("run_timeout", run_timeout),
         }
         try:
-            with self._database.transaction() as conn:
-                return _record(self._queries.add_flow(conn, **values))
+            return _record(self._database.run(self._queries.add_flow, **values))
         except ValidationError as exc:
             given = {"name": name, "run_interval": run_interval, "run_timeout": run_timeout}
             raise ValidationError(
@@ -167,27 +163,24 @@ class Heartbeat:
 
     def flows(self) -> list[DataFlowRecord]:
         """Return every flow, by name."""
-        with self._database.transaction() as conn:
-            return [_record(row) for row in self._queries.list_flows(conn)]
+        return [_record(row) for row in self._database.run(self._queries.list_flows)]
 
     def flow_status(self) -> list[dict[str, Any]]:
         """Return every flow with how it stands: the columns of data_flow_status and of data_flows."""
-        with self._database.transaction(timeout=60.0) as conn:
-            rows = self._queries.list_flow_status(conn)
+        rows = self._database.run_within(60.0, self._queries.list_flow_status)
         return [{**row._asdict(), "configuration": parse_json(row.configuration)} for row in rows]
 
     def runs(self, name: str | None = None, *, limit: int = 20) -> list[DataFlowRun]:
         """Return the newest runs, of one flow or of all, newest first. Raises FlowNotFound."""
         if validation.whole_number("limit", limit) < 0:
             raise ValidationError(f"limit must not be negative; got {limit}", field="limit", value=limit)
-        with self._database.transaction() as conn:
-            if name is None:
-                rows = self._queries.list_runs(conn, max_rows=limit)
-            else:
-                flow = self._queries.find_flow(conn, name=_name(name))
-                if flow is None:
-                    raise FlowNotFound(name)
-                rows = self._queries.list_runs_of_flow(conn, data_flow_id=flow.id, max_rows=limit)
+        if name is None:
+            rows = self._database.run(self._queries.list_runs, max_rows=limit)
+        else:
+            flow = self._database.run(self._queries.find_flow, name=_name(name))
+            if flow is None:
+                raise FlowNotFound(name)
+            rows = self._database.run(self._queries.list_runs_of_flow, data_flow_id=flow.id, max_rows=limit)
         return [_run(row) for row in rows]
 
     def prune(self, progress: Callable[[int], None] | None = None) -> int:
@@ -196,17 +189,10 @@ class Heartbeat:
         Works in batches, and calls `progress` with each one's count. A retention of 0 keeps everything.
         """
         total = 0
-        for statement in (self._queries.prune_runs, self._queries.prune_heartbeats):
-            while self.settings.retention_days:
-                with self._database.transaction(timeout=60.0) as conn:
-                    deleted = statement(
-                        conn, retention_days=self.settings.retention_days, max_rows=_PRUNE_BATCH
-                    )
-                if deleted == 0:
-                    break
-                total += deleted
-                if progress is not None:
-                    progress(deleted)
+        for deleted in prune(self._database, self._queries, self.settings.retention_days):
+            total += deleted
+            if progress is not None:
+                progress(deleted)
         return total
 
     @property
@@ -217,11 +203,11 @@ class Heartbeat:
         return opened.database
 
     @property
-    def _runner(self) -> Runner:
+    def _engine(self) -> Engine:
         opened = self._opened
-        if opened is None or opened.runner is None:
+        if opened is None or opened.engine is None:
             raise DatabaseUnavailable("the service is not started; use `with Heartbeat(…) as hb:`")
-        return opened.runner
+        return opened.engine
 
 
 class _Opened:
@@ -230,7 +216,7 @@ class _Opened:
     def __init__(self, database: Database, deadlines: Deadlines) -> None:
         self.database = database
         self.deadlines = deadlines
-        self.runner: Runner | None = None
+        self.engine: Engine | None = None
 
     @classmethod
     def open(cls, settings: Settings, queries: Queries) -> _Opened:
@@ -250,26 +236,25 @@ class _Opened:
         return opened
 
     def run_flows(self, settings: Settings, registry: Registry, queries: Queries) -> None:
-        with self.database.transaction() as conn:
-            for cls in registry.classes:
-                if cls.run_interval is not None:
-                    _add_row_of(cls, conn, queries)
-        runner = Runner(settings, registry, self.database, queries, self.deadlines)
-        runner.start()
-        self.runner = runner
+        for cls in registry.classes:
+            if cls.run_interval is not None:
+                _add_row_of(cls, self.database, queries)
+        engine = Engine(settings, registry, self.database, queries, self.deadlines)
+        engine.start()
+        self.engine = engine
 
     def close(self) -> None:
-        if self.runner is not None:
-            self.runner.close()
+        if self.engine is not None:
+            self.engine.close()
         self.database.close()
         self.deadlines.stop()
 
 
-def _add_row_of(cls: type[DataFlow], conn: Any, queries: Queries) -> None:
+def _add_row_of(cls: type[DataFlow], database: Database, queries: Queries) -> None:
     """Insert the row of a class that names an interval; never touches one that is there."""
     name = cls.name or cls.__name__
-    queries.add_flow_if_absent(
-        conn,
+    database.run(
+        queries.add_flow_if_absent,
         name=name,
         description=(cls.__doc__ or "").strip().split("\n", 1)[0] or None,
         configuration=json.dumps({} if name == cls.__name__ else {"class_name": cls.__name__}),

@@ -129,6 +129,11 @@ class Registry:
                 )
         self.classes.append(cls)
 
+    @property
+    def async_classes(self) -> set[str]:
+        """The names of the classes whose `run` is `async def`."""
+        return {name for name, cls in self._by_name.items() if inspect.iscoroutinefunction(cls.run)}
+
 
 def dotted_path(cls: type) -> str:
     """Return where a class is defined: `package.module.Class`."""

@@ -1,8 +1,12 @@
-"""Daemon threads for calls that block: a bounded pool, and one call shared by all who ask."""
+"""Daemon threads: one that repeats a call, a bounded pool of them, and one call shared by all who ask.
+
+Daemons all: the standard library's pools join their threads at exit, and one call that hangs would hold the process.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 from collections.abc import Callable
@@ -12,18 +16,72 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
+log = logging.getLogger("heartbeat")
+
 _IDLE_SECONDS = 30.0
+
+_AFTER_AN_ERROR = 1.0
+"""Seconds that a repeated call pauses after it raised."""
+
+
+class Repeater:
+    """A thread that makes one call again and again, whatever the last one came to.
+
+    The call returns how many seconds to pause before the next, None for "until woken". One that raises is logged and
+    made again.
+    """
+
+    def __init__(self, name: str, call: Callable[[], float | None]) -> None:
+        self._call = call
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, name=f"heartbeat-{name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Have the next call made now. Cheap where that has been asked for already."""
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """Make no further call, and wait for the one under way, at most `timeout` seconds."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a long call should come to its end."""
+        return self._stop.is_set()
+
+    def pause(self, seconds: float) -> None:
+        """Wait within the call, unless it should come to its end."""
+        self._stop.wait(seconds)
+
+    def _repeat(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait(self._once())
+            self._wake.clear()
+
+    def _once(self) -> float | None:
+        try:
+            return self._call()
+        except Exception:
+            log.exception("%s failed; it is tried again", self._thread.name, extra={"event": "thread_failed"})
+            return _AFTER_AN_ERROR
 
 
 class Busy(Exception):
     """Every thread of the pool is taken."""
 
 
-class Threads:
+class ThreadPool:
     """Run calls in at most `size` threads, and refuse rather than queue what is beyond.
 
-    The standard library's pool queues without bound, and joins its threads at exit: one call that hangs
-    would hold the process. These threads are daemons, start when they are needed and end when they are not.
+    Threads start when they are needed and end when they are not.
     """
 
     def __init__(self, name: str, size: int) -> None:
@@ -50,7 +108,7 @@ class Threads:
 
     async def run(self, call: Callable[[], T]) -> T:
         """Have the call made in a thread and wait for it, or raise Busy."""
-        return await waited(self.submit(call))
+        return await result_of(self.submit(call))
 
     def _begin_thread(self) -> None:
         try:
@@ -93,12 +151,12 @@ class Threads:
             return True
 
 
-class Shared(Generic[T]):
+class SharedCall(Generic[T]):
     """One call, made for everybody who asks while it runs; who asks later has it made anew."""
 
     def __init__(self, name: str, call: Callable[[], T]) -> None:
         self._call = call
-        self._threads = Threads(name, 1)
+        self._threads = ThreadPool(name, 1)
         self._lock = threading.Lock()
         self._future: Future[T] | None = None
 
@@ -110,7 +168,7 @@ class Shared(Generic[T]):
             return self._future
 
 
-async def waited(future: Future[T]) -> T:
+async def result_of(future: Future[T]) -> T:
     """Wait for a thread's outcome. Whoever gives up waiting does not stop the call.
 
     One turn of the event loop; `asyncio.wrap_future` behind a shield takes three.

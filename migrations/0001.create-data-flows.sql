@@ -7,6 +7,7 @@ CREATE TABLE data_flows (
     description     text,
     enabled         boolean     NOT NULL DEFAULT true,
     configuration   jsonb       NOT NULL DEFAULT '{}',
+    class_name      text        GENERATED ALWAYS AS (coalesce(configuration ->> 'class_name', name)) STORED,
     run_interval    integer     NOT NULL,
     run_timeout     integer,
     last_run_at     timestamptz,
@@ -100,6 +101,8 @@ COMMENT ON COLUMN data_flows.enabled IS
     'False pauses the schedule; a run that goes on is not stopped. A run asked for by hand runs all the same.';
 COMMENT ON COLUMN data_flows.configuration IS
     'A JSON object handed to the flow at every run. Its class_name, if any, names the registered class.';
+COMMENT ON COLUMN data_flows.class_name IS
+    'The registered class that runs: configuration''s class_name, else the name. Kept by the database.';
 COMMENT ON COLUMN data_flows.run_interval IS 'Seconds from one run to the next; 1 to ten years.';
 COMMENT ON COLUMN data_flows.run_timeout IS
     'Seconds that a run may take before it is failed; null for the service''s HEARTBEAT_RUN_TIMEOUT.';

@@ -45,10 +45,13 @@ WHERE flow.enabled
     AND NOT EXISTS (SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = flow.id OFFSET 0)
 ORDER BY flow.next_run_at;
 
--- name: claim(as_of, run_tolerance, max_runs, heartbeat_id, runner_id, runner_ttl)
+-- name: claim(as_of, first_turn, run_tolerance, max_runs, heartbeat_id, runner_id, runner_ttl, async_classes, are_async)
 -- Start up to max_runs runs, those asked for first, then the due flows, oldest first, and stamp their flows.
 -- The flow's next turn is counted from as_of, the heartbeat's beginning, so that a flow claimed late in a long
 -- heartbeat is not late for the next one; a hold (a later next_run_at) is left alone.
+-- are_async says of which kind, true for the flows whose class is among async_classes, false for the others, null for
+-- both: threads and event loop have room of their own. first_turn is what open_heartbeat found, where to begin to read:
+-- before it the index may hold nothing but what is dead, and a dump or a forgotten transaction keeps that for hours.
 -- No row: nothing is left to claim, or others have it locked, or this runner has been given up for dead.
 WITH requested AS MATERIALIZED (
     SELECT run.id, run.data_flow_id
@@ -56,6 +59,7 @@ WITH requested AS MATERIALIZED (
     JOIN data_flows AS flow ON flow.id = run.data_flow_id
     WHERE run.status = 'pending'
         AND run.created_at <= :as_of::timestamptz
+        AND (:are_async::boolean IS NULL OR (flow.class_name = ANY (:async_classes::text[])) = :are_async::boolean)
         AND NOT EXISTS (SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = flow.id OFFSET 0)
     ORDER BY run.id
     LIMIT :max_runs::bigint
@@ -65,9 +69,11 @@ due AS MATERIALIZED (
     SELECT flow.id, flow.next_run_at
     FROM data_flows AS flow
     WHERE flow.enabled
+        AND flow.next_run_at >= :first_turn::timestamptz
         AND flow.next_run_at <= :as_of::timestamptz + :run_tolerance::float8 * interval '1 second'
         AND flow.next_run_at <= :as_of::timestamptz
             + least(:run_tolerance::float8, flow.run_interval * 0.1::float8) * interval '1 second'
+        AND (:are_async::boolean IS NULL OR (flow.class_name = ANY (:async_classes::text[])) = :are_async::boolean)
         AND NOT EXISTS (
             SELECT FROM data_flow_runs AS live
             WHERE live.data_flow_id = flow.id AND live.status IN ('pending', 'in_progress')
@@ -118,6 +124,7 @@ RETURNING
     started.id AS run_id,
     flow.id AS data_flow_id,
     flow.name,
+    flow.class_name,
     flow.configuration::text AS configuration,
     flow.run_timeout;
 
@@ -161,6 +168,7 @@ RETURNING
     started.id AS run_id,
     flow.id AS data_flow_id,
     flow.name,
+    flow.class_name,
     flow.configuration::text AS configuration,
     flow.run_timeout;
 

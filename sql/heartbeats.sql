@@ -2,53 +2,67 @@
 
 -- name: open_heartbeat(client_ip, runner_id, run_tolerance, runner_ttl)^
 -- Write the heartbeat's row. Where there is nothing to do it is finished at once, and this is the only statement of the
--- heartbeat: so it only asks whether there is anything, the first look into four indexes. may_have_work says that
--- count_due must look closer: something is due, was asked for, or is to be put right.
-INSERT INTO heartbeats (client_ip, runner_id, received_at, finished_at)
-SELECT
-    :client_ip::inet,
-    :runner_id::uuid,
-    statement_timestamp(),
-    CASE
-        WHEN NOT (
-            EXISTS (
-                SELECT FROM data_flows AS flow
-                WHERE flow.enabled
-                    AND flow.next_run_at <= statement_timestamp() + :run_tolerance::float8 * interval '1 second'
-            )
-            OR EXISTS (SELECT FROM data_flow_runs AS run WHERE run.status = 'pending')
-            OR EXISTS (SELECT FROM data_flow_unsettled)
-            OR EXISTS (
-                SELECT FROM data_flow_runners AS runner
-                WHERE greatest(runner.last_seen_at, pg_postmaster_start_time())
-                    <= statement_timestamp() - :runner_ttl::float8 * interval '1 second'
-            )
-        )
-        THEN statement_timestamp()
-    END
-RETURNING
-    id AS heartbeat_id,
-    received_at AS as_of,
-    finished_at IS NULL AS may_have_work,
-    (
-        SELECT min(flow.next_run_at)
-        FROM data_flows AS flow
-        WHERE flow.enabled AND flow.next_run_at > statement_timestamp()
-    ) AS next_due_at;
-
--- name: count_due(heartbeat_id, run_tolerance, runner_ttl)^
--- Count what was due when a heartbeat began, and finish it if that is nothing. needs_repair says that runs of the dead,
--- heartbeats of the dead or flows with a stale status are waiting to be put right; then count again, for flows of the
--- dead may be due now. No row: the heartbeat was deleted.
-WITH beat AS (
-    SELECT beat.id, beat.received_at AS as_of FROM heartbeats AS beat WHERE beat.id = :heartbeat_id::bigint
+-- heartbeat: so it asks only four questions, each the first look into an index. first_turn is the oldest turn that may
+-- be due, whether its flow runs or not: where count_due and claim begin to read.
+WITH asked AS MATERIALIZED (
+    SELECT
+        (   -- Is a turn due?
+            SELECT flow.next_run_at
+            FROM data_flows AS flow
+            WHERE flow.enabled
+                AND flow.next_run_at <= statement_timestamp() + :run_tolerance::float8 * interval '1 second'
+            ORDER BY flow.next_run_at
+            LIMIT 1
+        ) AS first_turn,
+        -- Was a run asked for?
+        EXISTS (SELECT FROM data_flow_runs AS run WHERE run.status = 'pending') AS is_requested,
+        -- Is a status stale?
+        EXISTS (SELECT FROM data_flow_unsettled)
+        -- Is a runner dead?
+        OR EXISTS (
+            SELECT FROM data_flow_runners AS runner
+            WHERE greatest(runner.last_seen_at, pg_postmaster_start_time())
+                <= statement_timestamp() - :runner_ttl::float8 * interval '1 second'
+        ) AS needs_repair
 ),
-due AS (
+opened AS (
+    INSERT INTO heartbeats (client_ip, runner_id, received_at, finished_at)
+    SELECT
+        :client_ip::inet,
+        :runner_id::uuid,
+        statement_timestamp(),
+        CASE
+            WHEN asked.first_turn IS NULL AND NOT asked.is_requested AND NOT asked.needs_repair
+            THEN statement_timestamp()
+        END
+    FROM asked
+    RETURNING id, received_at, finished_at
+)
+SELECT
+    opened.id AS heartbeat_id,
+    opened.received_at AS as_of,
+    opened.finished_at IS NULL AS may_have_work,
+    asked.first_turn,
+    asked.needs_repair,
+    CASE
+        WHEN opened.finished_at IS NOT NULL
+        THEN (
+            SELECT min(flow.next_run_at)
+            FROM data_flows AS flow
+            WHERE flow.enabled AND flow.next_run_at > statement_timestamp()
+        )
+    END AS next_due_at
+FROM opened, asked;
+
+-- name: count_due(heartbeat_id, as_of, first_turn, run_tolerance)^
+-- Count what was due or asked for when a heartbeat began, each flow once.
+WITH due AS (
     SELECT count(*) AS flows
-    FROM data_flows AS flow, beat
+    FROM data_flows AS flow
     WHERE flow.enabled
-        AND flow.next_run_at <= beat.as_of + :run_tolerance::float8 * interval '1 second'
-        AND flow.next_run_at <= beat.as_of
+        AND flow.next_run_at >= :first_turn::timestamptz
+        AND flow.next_run_at <= :as_of::timestamptz + :run_tolerance::float8 * interval '1 second'
+        AND flow.next_run_at <= :as_of::timestamptz
             + least(:run_tolerance::float8, flow.run_interval * 0.1::float8) * interval '1 second'
         AND NOT EXISTS (
             SELECT FROM data_flow_runs AS live
@@ -59,49 +73,38 @@ due AS (
 ),
 requested AS (
     SELECT count(*) AS flows
-    FROM data_flow_runs AS run, beat
+    FROM data_flow_runs AS run
     WHERE run.status = 'pending'
-        AND run.created_at <= beat.as_of
+        AND run.created_at <= :as_of::timestamptz
         AND NOT EXISTS (
             SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = run.data_flow_id OFFSET 0
         )
 ),
-living AS (
-    SELECT runner.id
-    FROM data_flow_runners AS runner
-    WHERE greatest(runner.last_seen_at, pg_postmaster_start_time())
-        > statement_timestamp() - :runner_ttl::float8 * interval '1 second'
+counted AS (
+    UPDATE heartbeats AS beat
+    SET flows_due = due.flows + requested.flows
+    FROM due, requested
+    WHERE beat.id = :heartbeat_id::bigint
 )
-UPDATE heartbeats AS opened
-SET flows_due = due.flows + requested.flows,
-    finished_at = CASE WHEN due.flows + requested.flows = 0 THEN clock_timestamp() END
-FROM due, requested, beat
-WHERE opened.id = beat.id
-RETURNING
-    opened.flows_due,
-    EXISTS (SELECT FROM data_flow_runners AS runner WHERE runner.id NOT IN (SELECT living.id FROM living))
-    OR EXISTS (
-        SELECT FROM data_flow_runs AS run
-        WHERE run.status = 'in_progress' AND run.runner_id NOT IN (SELECT living.id FROM living)
-    )
-    OR EXISTS (SELECT FROM data_flow_unsettled) AS needs_repair;
+SELECT due.flows + requested.flows AS flows_due FROM due, requested;
 
--- name: close_heartbeat(heartbeat_id, finished, flows_triggered, flows_succeeded, flows_failed)!
--- Write a heartbeat's counts; finished says that its last run has ended. 0: the row was pruned.
-UPDATE heartbeats
-SET flows_triggered = :flows_triggered::integer,
-    flows_succeeded = :flows_succeeded::integer,
-    flows_failed = :flows_failed::integer,
-    finished_at = CASE WHEN :finished::boolean THEN greatest(clock_timestamp(), received_at) END
-WHERE id = :heartbeat_id::bigint AND finished_at IS NULL;
-
--- name: what_remains(as_of, run_tolerance)^
--- How many flows that were due or asked for at a moment nobody has started yet, and when the next one is due.
+-- name: answer_heartbeat(heartbeat_id, is_finished, flows_triggered, flows_succeeded, flows_failed, as_of, first_turn, run_tolerance)^
+-- Write a heartbeat's counts, finished or so far, and say how many flows that were due or asked for nobody has started
+-- yet, and when the next one is due.
+WITH written AS (
+    UPDATE heartbeats AS beat
+    SET flows_triggered = :flows_triggered::integer,
+        flows_succeeded = :flows_succeeded::integer,
+        flows_failed = :flows_failed::integer,
+        finished_at = CASE WHEN :is_finished::boolean THEN greatest(clock_timestamp(), beat.received_at) END
+    WHERE beat.id = :heartbeat_id::bigint
+)
 SELECT
     (
         SELECT count(*)
         FROM data_flows AS flow
         WHERE flow.enabled
+            AND flow.next_run_at >= :first_turn::timestamptz
             AND flow.next_run_at <= :as_of::timestamptz + :run_tolerance::float8 * interval '1 second'
             AND flow.next_run_at <= :as_of::timestamptz
                 + least(:run_tolerance::float8, flow.run_interval * 0.1::float8) * interval '1 second'
@@ -127,6 +130,15 @@ SELECT
         FROM data_flows AS flow
         WHERE flow.enabled AND flow.next_run_at > statement_timestamp()
     ) AS next_due_at;
+
+-- name: finish_heartbeat(heartbeat_id, flows_triggered, flows_succeeded, flows_failed)!
+-- Finish a heartbeat that was answered before its last run had ended. 0: the row was pruned.
+UPDATE heartbeats
+SET flows_triggered = :flows_triggered::integer,
+    flows_succeeded = :flows_succeeded::integer,
+    flows_failed = :flows_failed::integer,
+    finished_at = greatest(clock_timestamp(), received_at)
+WHERE id = :heartbeat_id::bigint AND finished_at IS NULL;
 
 -- name: close_heartbeats_of_dead_runners(runner_ttl)!
 -- Finish the heartbeats whose process died, with what their runs say. Run it after close_runs_of_dead_runners.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from heartbeat.threads import Busy, Shared, Threads, waited
+from heartbeat.threads import Busy, SharedCall, ThreadPool, result_of
 
 
 def held() -> tuple[threading.Event, Callable[[], bool]]:
@@ -17,7 +17,7 @@ def held() -> tuple[threading.Event, Callable[[], bool]]:
 
 
 def test_a_call_beyond_the_limit_is_refused_until_another_has_ended() -> None:
-    threads = Threads("t", 2)
+    threads = ThreadPool("t", 2)
     go, wait = held()
     running = [threads.submit(wait) for _ in range(2)]
     with pytest.raises(Busy):
@@ -28,7 +28,7 @@ def test_a_call_beyond_the_limit_is_refused_until_another_has_ended() -> None:
 
 
 def test_whatever_a_call_raises_is_its_callers_and_the_thread_lives_on() -> None:
-    threads = Threads("t", 1)
+    threads = ThreadPool("t", 1)
 
     def leave() -> None:
         raise SystemExit(3)
@@ -39,7 +39,7 @@ def test_whatever_a_call_raises_is_its_callers_and_the_thread_lives_on() -> None
 
 
 def test_threads_are_daemons_and_idle_ones_are_used_again() -> None:
-    threads = Threads("t", 8)
+    threads = ThreadPool("t", 8)
     used = [threads.submit(threading.current_thread).result(10) for _ in range(10)]
     assert len(set(used)) == 1
     assert used[0].daemon
@@ -47,7 +47,7 @@ def test_threads_are_daemons_and_idle_ones_are_used_again() -> None:
 
 def test_idle_threads_end_and_new_ones_take_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("heartbeat.threads._IDLE_SECONDS", 0.001)
-    threads = Threads("t", 2)
+    threads = ThreadPool("t", 2)
     first = threads.submit(threading.current_thread).result(10)
     first.join(10)
     assert not first.is_alive()
@@ -57,7 +57,7 @@ def test_idle_threads_end_and_new_ones_take_their_place(monkeypatch: pytest.Monk
 def test_where_the_system_has_no_more_threads_the_call_is_refused_and_no_slot_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    threads = Threads("t", 1)
+    threads = ThreadPool("t", 1)
 
     def none_left(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -72,7 +72,7 @@ def test_where_the_system_has_no_more_threads_the_call_is_refused_and_no_slot_lo
 def test_one_shared_call_serves_all_who_ask_while_it_runs_and_the_next_is_made_anew() -> None:
     go, wait = held()
     calls: list[bool] = []
-    shared = Shared("t", lambda: calls.append(wait()))
+    shared = SharedCall("t", lambda: calls.append(wait()))
     asked = [shared.ask() for _ in range(100)]
     go.set()
     for future in asked:
@@ -84,11 +84,11 @@ def test_one_shared_call_serves_all_who_ask_while_it_runs_and_the_next_is_made_a
 
 def test_who_gives_up_waiting_stops_nothing() -> None:
     go, wait = held()
-    future = Threads("t", 1).submit(wait)
+    future = ThreadPool("t", 1).submit(wait)
 
     async def give_up() -> None:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(waited(future), 0.01)
+            await asyncio.wait_for(result_of(future), 0.01)
 
     asyncio.run(give_up())
     go.set()

@@ -1,28 +1,43 @@
-"""Claims runs for the heartbeats of a process and hands them to its threads: the next while the last are run."""
+"""The claims under way: due flows become this process's runs, the next while the last are run.
+
+A heartbeat claims on its own thread, and where much is due one helper claims beside it. All claims of the process take
+turns; a queue of turns guards that, the lanes know how much to ask for, and the tally counts.
+"""
 
 from __future__ import annotations
 
-import threading
+import queue
 import time
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
+from heartbeat.engine.backlog import CLAIM, Backlog, Lane
+from heartbeat.engine.eventloop import EventLoop
 from heartbeat.engine.lease import Lease
-from heartbeat.engine.lease_keeper import Keeper
-from heartbeat.engine.run import Beat, ClaimedRun, LiveRuns, Outcome
-from heartbeat.engine.workers import CLAIM, Workers
-from heartbeat.errors import AlreadyRunning, FlowNotFound, Stopping
+from heartbeat.engine.lease_keeper import LeaseKeeper
+from heartbeat.engine.live_runs import LiveRuns
+from heartbeat.engine.run import Outcome, Run
+from heartbeat.engine.tally import Tally
+from heartbeat.engine.workers import Workers
+from heartbeat.errors import AlreadyRunning, FlowNotFound, LockTimeout, Stopping
 from heartbeat.postgres.database import Database
 from heartbeat.postgres.queries import Queries
 from heartbeat.settings import Settings
-from heartbeat.threads import Busy, Threads
+from heartbeat.threads import Busy, ThreadPool
 
-_AT_ONCE = 2
-"""Claims of a process that are under way at once: while one waits for its commit the other has the server's core.
+_TURNS = (1, 2)
+"""Claims that are under way at once: while one waits for its commit the other has the server's core.
 
-Measured: 11 % more no-op flows a second than with one. A third gains nothing; the processors are full.
+Measured: 11 % more no-op flows a second than with one. A third gains nothing; the processors are full. And a claim
+reads past the rows that others have locked: with eight at once (four processes) half the throughput was gone. So large
+claims take these turns across processes, too.
 """
+
+_LARGE = 100
+"""Runs from which on a claim is worth the wait for its turn among processes."""
 
 _LOOK = 0.5
 """Most seconds between looks at whether to go on."""
@@ -37,36 +52,46 @@ class Claims:
         database: Database,
         queries: Queries,
         live_runs: LiveRuns,
-        keeper: Keeper,
+        keeper: LeaseKeeper,
+        backlog: Backlog,
         workers: Workers,
+        loop: EventLoop,
+        async_classes: Collection[str],
     ) -> None:
         self._settings = settings
         self._database = database
         self._queries = queries
         self._live_runs = live_runs
         self._keeper = keeper
+        self._backlog = backlog
         self._workers = workers
-        self._turns = threading.Semaphore(_AT_ONCE)
-        self._helpers = Threads("heartbeat-claim", _AT_ONCE - 1)
+        self._loop = loop
+        self._async_classes = frozenset(async_classes)
+        self._lanes = backlog.lanes if async_classes else (backlog.threads,)
+        self._turns: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for turn in _TURNS:
+            self._turns.put(turn)
+        self._helpers = ThreadPool("heartbeat-claim", len(_TURNS) - 1)
         self.are_over = False
         """Set when the process stops, also by a signal handler: no claim begins any more."""
 
-    def claim_all(self, beat: Beat, deadline: float) -> None:
-        """Claim what is due until nothing is left, or a time of `time.monotonic()`, and hand it to the threads.
-
-        The claims of all heartbeats take turns. One with much to do has a helper, who claims beside it.
-        """
+    def claim_all(self, tally: Tally, deadline: float) -> None:
+        """Count what is due, claim it until nothing is left, or a time of `time.monotonic()`, and have it run."""
+        hunt = _Hunt(tally, deadline, set(self._lanes))
         helper: Future[None] | None = None
         try:
-            while self._may_go_on(beat, deadline):
-                size = self._claim_in_turn(beat, deadline)
-                if size == CLAIM and helper is None:
-                    with suppress(Busy):  # it helps another heartbeat
-                        helper = self._helpers.submit(lambda: self._help(beat, deadline))
+            size = self._claim_in_turn(hunt)
+            if not hunt.is_counted:  # there was no room for a claim to go with it
+                tally.due = self._database.run(self._queries.count_due, **self._of_heartbeat(tally)).flows_due
+                hunt.is_counted = True
+            if size == CLAIM and not hunt.is_over:
+                with suppress(Busy):  # it helps another heartbeat
+                    helper = self._helpers.submit(lambda: self._go_on(hunt))
+            self._go_on(hunt)
         finally:
             if helper is not None:
-                beat.is_exhausted = True  # whatever has ended this ends the help, too
-                self._workers.wake_claimers()
+                hunt.is_over = True  # whatever has ended this ends the help, too
+                self._backlog.wake_claimers()
                 wait([helper])
         if helper is not None:
             helper.result()
@@ -80,65 +105,137 @@ class Claims:
             if self.are_over:
                 raise Stopping(STOPPING)
             lease = self._keeper.lease
-            with self._database.transaction() as conn:
-                row = self._queries.claim_flow(conn, name=name, runner_id=lease.id)
-                flow = None if row else self._queries.find_flow(conn, name=name)
+            row = self._database.run(self._queries.claim_flow, name=name, runner_id=lease.id)
             if row is None:
+                flow = self._database.run(self._queries.find_flow, name=name)
                 if flow is None:
                     raise FlowNotFound(name)
                 raise AlreadyRunning(name, _STUCK.format(name) if flow.has_stuck_thread else None)
-            run = self._claimed(row, lease)
-            run.done = done
-            self._begin([run])
+            self._begin([self._run(row, lease, done=done)])
 
-    def _help(self, beat: Beat, deadline: float) -> None:
-        while self._may_go_on(beat, deadline):
-            self._claim_in_turn(beat, deadline)
+    def _go_on(self, hunt: _Hunt) -> None:
+        while not (hunt.is_over or self.are_over or time.monotonic() >= hunt.deadline):
+            self._claim_in_turn(hunt)
 
-    def _may_go_on(self, beat: Beat, deadline: float) -> bool:
-        return not (beat.is_exhausted or self.are_over or time.monotonic() >= deadline)
-
-    def _claim_in_turn(self, beat: Beat, deadline: float) -> int:
+    def _claim_in_turn(self, hunt: _Hunt) -> int:
         """Claim once there is room for it and it is our turn; returns how many runs were asked for."""
-        if not self._turns.acquire(timeout=_patience(deadline)):
+        try:
+            turn = self._turns.get(timeout=_patience(hunt.deadline))
+        except queue.Empty:
             return 0
         try:
-            size = self._claim(beat)
+            with self._live_runs.claiming(), hunt.tally.claiming(), self._room(hunt) as (lanes, size):
+                if size:
+                    self._claim(hunt, lanes, size, turn)
         finally:
-            self._turns.release()
-        if size == 0:
-            self._workers.wait_for_room(_patience(deadline))
+            self._turns.put(turn)
+        if not size and hunt.is_counted:
+            self._backlog.wait_for_room(_patience(hunt.deadline))
         return size
 
-    def _claim(self, beat: Beat) -> int:
-        with self._live_runs.claiming():
-            lease = self._keeper.lease
-            if self.are_over or not lease.is_valid():
-                return 0
-            with self._workers.room() as size:
-                if size == 0:
-                    return 0
-                with self._database.transaction() as conn:
-                    rows = self._queries.claim(
-                        conn,
-                        as_of=beat.as_of,
-                        run_tolerance=self._settings.run_tolerance,
-                        max_runs=size,
-                        heartbeat_id=beat.heartbeat_id,
-                        runner_id=lease.id,
-                        runner_ttl=self._settings.runner_ttl,
-                    )
-                beat.claimed(len(rows), is_all=len(rows) < size)
-                self._begin([self._claimed(row, lease, beat) for row in sorted(rows)])
-            return size
+    @contextmanager
+    def _room(self, hunt: _Hunt) -> Iterator[tuple[list[Lane], int]]:
+        """Choose the lanes to claim for, and how many runs; none where enough waits already.
 
-    def _claimed(self, row: Any, lease: Lease, beat: Beat | None = None) -> ClaimedRun:
+        All of them in a heartbeat's first claim, which most often is its only one; then the one with most room, so that
+        slow flows of one kind keep nobody waiting of the other.
+        """
+        sizes = {lane: lane.reserve() for lane in hunt.lanes if self._is_ready(lane)}
+        lanes = [lane for lane, size in sizes.items() if size]
+        if lanes and (hunt.is_counted or len(lanes) < len(hunt.lanes)):
+            lanes = [max(lanes, key=lambda lane: sizes[lane])]
+        began = time.monotonic()
+        try:
+            yield lanes, min((sizes[lane] for lane in lanes), default=0)
+        finally:
+            for lane, size in sizes.items():
+                lane.release(size, time.monotonic() - began)
+
+    def _is_ready(self, lane: Lane) -> bool:
+        return lane is not self._backlog.threads or self._workers.are_ready()
+
+    def _claim(self, hunt: _Hunt, lanes: list[Lane], size: int, turn: int) -> None:
+        tally, lease = hunt.tally, self._keeper.lease
+        if self.are_over or not lease.is_valid():
+            return
+        are_async = None if len(lanes) == len(hunt.lanes) else lanes[0] is self._backlog.loop
+        try:
+            rows = self._claimed(hunt, lease, size, are_async, turn if size >= _LARGE else None)
+        except LockTimeout:
+            if size < _LARGE:
+                raise
+            rows = self._claimed(
+                hunt, lease, size, are_async, None
+            )  # the turn is not worth a failed heartbeat
+        tally.claimed(len(rows))
+        if len(rows) < size:
+            hunt.lanes -= set(lanes)
+            hunt.is_over = tally.is_exhausted = not hunt.lanes
+        self._begin([self._run(row, lease, tally) for row in sorted(rows)])
+
+    def _claimed(
+        self, hunt: _Hunt, lease: Lease, size: int, are_async: bool | None, turn: int | None
+    ) -> list[Any]:
+        """Claim, in one message with what has to come first: the count of what is due, the turn among processes."""
+        tally = hunt.tally
+        parameters = {
+            **self._of_heartbeat(tally),
+            "max_runs": size,
+            "runner_id": lease.id,
+            "runner_ttl": self._settings.runner_ttl,
+            "async_classes": list(self._async_classes),
+            "are_async": are_async,
+        }
+        if hunt.is_counted and turn is None:
+            return self._database.run(self._queries.claim, **parameters)
+        with self._database.transaction() as conn:
+            if must_count := not hunt.is_counted:
+                counted = self._queries.send(conn, "count_due", **self._of_heartbeat(tally))
+            if turn is not None:
+                self._queries.send(conn, "take_turn", turn=turn)
+            claimed = self._queries.send(conn, "claim", **parameters)
+        if must_count:
+            tally.due = counted.fetchall()[0].flows_due
+            hunt.is_counted = True
+        return claimed.fetchall()
+
+    def _of_heartbeat(self, tally: Tally) -> dict[str, Any]:
+        return {
+            "heartbeat_id": tally.heartbeat_id,
+            "as_of": tally.as_of,
+            "first_turn": tally.first_turn,
+            "run_tolerance": self._settings.run_tolerance,
+        }
+
+    def _run(
+        self, row: Any, lease: Lease, tally: Tally | None = None, done: Future[Outcome] | None = None
+    ) -> Run:
         timeout = self._settings.run_timeout if row.run_timeout is None else row.run_timeout
-        return ClaimedRun(row.run_id, row.data_flow_id, row.name, row.configuration, timeout, lease, beat)
+        return Run(row, timeout, lease, tally, done)
 
-    def _begin(self, runs: list[ClaimedRun]) -> None:
+    def _begin(self, runs: list[Run]) -> None:
         self._live_runs.add(runs)
-        self._workers.put(runs)
+        on_loop = [run for run in runs if run.class_name in self._async_classes]
+        if on_loop:
+            runs = [run for run in runs if run.class_name not in self._async_classes]
+            self._backlog.loop.put(on_loop)
+            self._loop.wake()
+        if runs:
+            self._backlog.threads.put(runs)
+            self._workers.grow()
+
+
+@dataclass(slots=True, eq=False)
+class _Hunt:
+    """The claims of one heartbeat."""
+
+    tally: Tally
+    deadline: float
+    """No claim begins after this time of `time.monotonic()`."""
+    lanes: set[Lane]
+    """Those for which something may be left to claim."""
+    is_counted: bool = False
+    is_over: bool = False
 
 
 def _patience(deadline: float) -> float:

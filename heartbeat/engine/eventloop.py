@@ -1,4 +1,8 @@
-"""The event loop that a process's async flows share, on a thread of its own; replaced when a flow blocks it."""
+"""The event loop that a process's async flows share, on a thread of its own; replaced when a flow blocks it.
+
+Runs are taken from the lane and performed on the loop's thread; others only ask it to look (`wake`), and the watch asks
+whether it still answers. A lock guards which loop is the current one.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,16 @@ import asyncio
 import inspect
 import logging
 import threading
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Future, InvalidStateError
+import time
+from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Any
 
-from heartbeat.postgres.deadlines import Deadlines
+from heartbeat.engine.backlog import Lane
+from heartbeat.engine.body import Bodies, success
+from heartbeat.engine.recorder import Recorder
+from heartbeat.engine.run import Outcome, Run, failure
+from heartbeat.engine.stuck import Stuck
 
 log = logging.getLogger("heartbeat")
 
@@ -20,141 +28,143 @@ _PATIENCE = 1.0
 
 
 class EventLoop:
-    """Runs async flows for threads that wait for them."""
+    """Performs the runs of the async lane."""
 
-    def __init__(self, deadlines: Deadlines) -> None:
-        self._deadlines = deadlines
+    def __init__(self, lane: Lane, bodies: Bodies, recorder: Recorder, stuck: Stuck) -> None:
+        self._lane = lane
+        self._bodies = bodies
+        self._recorder = recorder
+        self._stuck = stuck
         self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._jobs: set[Job] = set()
+        self._current: _Loop | None = None
 
-    def submit(self, work: Awaitable[Any], on_done: Callable[[], None]) -> Job:
-        """Start an async flow. `on_done` is called when it has really ended, cancelled or not."""
-        job = Job(work, on_done)
+    def wake(self) -> None:
+        """Have the loop begin what waits."""
+        loop = self._running_loop()
+        loop.call(lambda: self._begin_waiting(loop))
+
+    def adopt(self, run: Run, work: Awaitable[Any]) -> None:
+        """Go on with a run whose `run()`, called on a thread, returned something to be awaited."""
+        self._lane.active.add(run)
+        loop = self._running_loop()
+        loop.call(lambda: self._begin(loop, run, work))
+
+    def look(self) -> None:
+        """Replace a loop that a flow blocks; the runs that it has begun stay on it."""
         with self._lock:
-            self._jobs.add(job)
-            self._put_on_loop(job)
-        return job
+            loop = self._current
+            if loop is None or not loop.is_blocked():
+                return
+            log.error("an async flow blocks the event loop; the others get a new one")
+            self._current = None
+        loop.abandon()
+        if self._lane.waiting:
+            self.wake()
 
     def stop(self) -> None:
         """Stop the loop; what still runs on it is abandoned."""
         with self._lock:
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._loop.stop)
-                self._loop = None
+            loop, self._current = self._current, None
+        if loop is not None:
+            loop.stop()
 
-    def _put_on_loop(self, job: Job) -> None:
-        loop = self._loop
-        if loop is None:
-            self._loop = loop = asyncio.new_event_loop()
-            threading.Thread(
-                target=_run_loop, args=(loop,), name="heartbeat-async-flows", daemon=True
-            ).start()
-            self._ask_whether_it_lives(loop)
-        job.loop = loop
-        loop.call_soon_threadsafe(lambda: self._begin(job, loop))
-
-    def _begin(self, job: Job, loop: asyncio.AbstractEventLoop) -> None:
-        job.begin(loop, lambda: self._may_run(job, loop))
-
-    def _may_run(self, job: Job, loop: asyncio.AbstractEventLoop) -> bool:
-        """Whether a job is still this loop's: while one was blocked, it may have been given to another."""
+    def _running_loop(self) -> _Loop:
         with self._lock:
-            if job.loop is not loop:
-                return False
-            self._jobs.discard(job)
-            return True
+            if self._current is None:
+                self._current = _Loop()
+            return self._current
 
-    def _ask_whether_it_lives(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have the loop answer now and then; one that does not is blocked by a flow."""
-        if self._loop is not loop:
-            return
-        key = self._deadlines.add(_PATIENCE, lambda: self._abandon(loop))
+    # ── on the loop's thread ─────────────────────────────────────────────────────────────────────────────────
 
-        def answer() -> None:
-            if self._deadlines.remove(key):
-                self._deadlines.add(_PATIENCE, lambda: self._ask_whether_it_lives(loop))
-
-        with suppress(RuntimeError):  # it was stopped in this moment
-            loop.call_soon_threadsafe(answer)
-
-    def _abandon(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Leave a blocked loop to the flow that blocks it; those that it had not begun go to a new one."""
-        with self._lock:
-            if self._loop is not loop:
+    def _begin_waiting(self, loop: _Loop) -> None:
+        while loop is self._current and len(self._lane.active) < self._lane.limit:
+            run = self._lane.take()
+            if run is None:
                 return
-            log.error("an async flow blocks the event loop; the others get a new one")
-            self._loop = None
-            for job in list(self._jobs):
-                self._put_on_loop(job)
+            self._begin(loop, run)
+
+    def _begin(self, loop: _Loop, run: Run, work: Awaitable[Any] | None = None) -> None:
+        task = loop.begin(self._perform(loop, run, work))
+        run.cancel = lambda: loop.call(task.cancel)  # no sooner than its first step: both wait in one queue
+
+    async def _perform(self, loop: _Loop, run: Run, work: Awaitable[Any] | None) -> None:
+        """Bring a run to its end, whatever the flow does. Nothing may be raised here: the loop would end."""
+        try:
+            result = self._bodies.make(run).run() if work is None else work
+            outcome = success(run, await result if inspect.isawaitable(result) else result)
+        except BaseException as exc:  # noqa: BLE001 - a flow may raise anything; it is its own run's failure
+            outcome = failure(run, exc)
+        self._end(run, outcome)
+        loop.ended()
+        if self._lane.waiting:
+            self._begin_waiting(loop)
+
+    def _end(self, run: Run, outcome: Outcome) -> None:
+        if run.end(outcome, self._bodies.connections):
+            self._lane.ended(run)
+            self._recorder.put(outcome)
+        else:
+            self._stuck.has_ended(run)
 
 
-class _Moved(Exception):
-    """The job runs on another loop by now."""
+class _Loop:
+    """One asyncio loop with its thread, which ends when it is told to, or was abandoned and has no work left."""
 
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._must_end = False
+        self._is_abandoned = False
+        self._asked_at: float | None = None  # when it was asked whether it lives, and has not answered
+        threading.Thread(target=self._run, name="heartbeat-async-flows", daemon=True).start()
 
-class Job:
-    """An async flow on its way: `result()` waits for it, `cancel()` ends the wait, and the flow as soon as it can."""
+    def call(self, callback: Any) -> None:
+        """Have the loop's thread call back soon."""
+        with suppress(RuntimeError):  # it is closed
+            self._loop.call_soon_threadsafe(callback)
 
-    def __init__(self, work: Awaitable[Any], on_done: Callable[[], None]) -> None:
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self._work = work
-        self._on_done = on_done
-        self._future: Future[Any] = Future()
-        self._task: asyncio.Task[Any] | None = None
-        self._is_cancelled = False
+    def begin(self, work: Any) -> asyncio.Task[None]:
+        """Start a task. On the loop's thread only."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        return task
 
-    def result(self) -> Any:
-        """Wait for the end, and return or raise what the flow did."""
-        return self._future.result()
+    def ended(self) -> None:
+        """Note the end of the task that runs. On the loop's thread only."""
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks.discard(task)
+        if self._is_abandoned and not self._tasks:
+            self._end()
 
-    def cancel(self) -> None:
-        self._is_cancelled = True
-        if self.loop is not None:
-            with suppress(RuntimeError):  # the loop is closed
-                self.loop.call_soon_threadsafe(self._cancel_task)
-        with suppress(InvalidStateError):
-            self._future.set_exception(asyncio.CancelledError("the wait was given up"))
-
-    def begin(self, loop: asyncio.AbstractEventLoop, may_run: Callable[[], bool]) -> None:
-        """Make the task, on the loop's own thread. It asks `may_run` in its first step: until then all may change."""
-
-        async def run() -> Any:
-            if not may_run():
-                raise _Moved
-            if self._is_cancelled:
-                if inspect.iscoroutine(self._work):
-                    self._work.close()
-                raise asyncio.CancelledError
-            return await self._work
-
-        task = loop.create_task(run())
-        task.add_done_callback(self._finish)
-        self._task = task
-
-    def _cancel_task(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-
-    def _finish(self, task: asyncio.Task[Any]) -> None:
-        exc = asyncio.CancelledError("cancelled") if task.cancelled() else task.exception()
-        if isinstance(exc, _Moved):
-            return
-        self._on_done()
-        with suppress(InvalidStateError):  # nobody waits any more
-            self._future.set_result(task.result()) if exc is None else self._future.set_exception(exc)
-
-
-def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
-    asyncio.set_event_loop(loop)
-    while not _runs_to_its_stop(loop):
-        pass
-    loop.close()
-
-
-def _runs_to_its_stop(loop: asyncio.AbstractEventLoop) -> bool:
-    try:
-        loop.run_forever()
-    except BaseException:  # noqa: BLE001 - SystemExit in a task leaves run_forever; the task's future has it too
+    def is_blocked(self) -> bool:
+        """Ask whether it lives, now and then; True where it has not answered for a while."""
+        now = time.monotonic()
+        if self._asked_at is not None:
+            return now - self._asked_at > _PATIENCE
+        if self._tasks:
+            self._asked_at = now
+            self.call(self._answer)
         return False
-    return True
+
+    def abandon(self) -> None:
+        """Leave it to the flow that blocks it: it ends with its last run."""
+        self._is_abandoned = True
+        self.call(lambda: None if self._tasks else self._end())
+
+    def stop(self) -> None:
+        self.call(self._end)
+
+    def _answer(self) -> None:
+        self._asked_at = None
+
+    def _end(self) -> None:
+        self._must_end = True
+        self._loop.stop()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        while not self._must_end:  # a flow may stop the loop, too
+            with suppress(BaseException):  # SystemExit in a task of a flow's own leaves run_forever
+                self._loop.run_forever()
+        self._loop.close()

@@ -1,18 +1,23 @@
-"""Writes what became of runs: one thread, one statement for whatever has ended since the last."""
+"""Writes what became of runs: one thread, one statement for whatever has ended since the last.
+
+Outcomes come from any thread, through a deque; all else here belongs to the recorder's own thread and session.
+"""
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from heartbeat.engine.run import Beat, ClaimedRun, Outcome
+from heartbeat.engine.live_runs import LiveRuns
+from heartbeat.engine.run import Outcome
+from heartbeat.engine.tally import Tally
 from heartbeat.errors import DatabaseUnavailable, HeartbeatError, LockTimeout
-from heartbeat.postgres.database import Database
+from heartbeat.postgres.database import Database, Session
 from heartbeat.postgres.queries import Queries
+from heartbeat.settings import Settings
+from heartbeat.threads import Repeater
 
 log = logging.getLogger("heartbeat")
 
@@ -29,38 +34,43 @@ _RETRY = 0.25
 class Recorder:
     """Takes outcomes from any thread and keeps them until they are on record."""
 
-    def __init__(
-        self, database: Database, queries: Queries, on_recorded: Callable[[ClaimedRun], None]
-    ) -> None:
+    def __init__(self, settings: Settings, database: Database, queries: Queries, live_runs: LiveRuns) -> None:
+        self._settings = settings
         self._database = database
+        self._session = Session(database, "begin_recording")
         self._queries = queries
-        self._on_recorded = on_recorded
+        self._live_runs = live_runs
         self._waiting: deque[Outcome] = deque()
-        self._wake = threading.Event()
-        self._stopping = False
-        self._thread = threading.Thread(target=self._work, name="heartbeat-recorder", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
+        self._unfinished: deque[Tally] = deque()
+        self._thread = Repeater("recorder", self._work)
+        self.start = self._thread.start
 
     def put(self, outcome: Outcome) -> None:
         """Hand over an outcome; returns at once."""
         self._waiting.append(outcome)
-        if not self._wake.is_set():
-            self._wake.set()
+        self._thread.wake()
+
+    def finish(self, tally: Tally) -> None:
+        """Have a heartbeat's row finished once its last run is on record; returns at once."""
+        self._unfinished.append(tally)
+        self._thread.wake()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every heartbeat that was handed over is finished."""
+        return not self._unfinished
 
     def stop(self) -> None:
         """Stop writing; what is not on record by now is left to whoever finds this runner dead."""
-        self._stopping = True
-        self._wake.set()
-        self._thread.join(timeout=1.0)
+        self._thread.stop()
+        self._session.close()
 
-    def _work(self) -> None:
-        while not self._stopping:
-            self._wake.wait()
-            self._wake.clear()
-            while batch := self._take():
-                self._write_until_written(batch)
+    # ── on the recorder's thread ─────────────────────────────────────────────────────────────────────────────
+
+    def _work(self) -> float | None:
+        while batch := self._take():
+            self._write_until_written(batch)
+        return self._finish_heartbeats()
 
     def _take(self) -> list[Outcome]:
         """Take what waits, as much as one statement may hold: runs that were claimed under one lease."""
@@ -77,22 +87,21 @@ class Recorder:
     def _write_until_written(self, batch: list[Outcome]) -> None:
         """Write a batch, however long the database is away, unless the process stops before."""
         warned = False
-        while not self._stopping:
+        while not self._thread.is_stopped:
             try:
-                self._write(batch)
+                return self._write(batch)
             except DatabaseUnavailable as exc:
                 _doubt(batch)
                 if not warned:
                     log.warning("%d outcomes wait for the database: %s", len(batch), exc)
                     warned = True
-                time.sleep(_RETRY)
+                self._thread.pause(_RETRY)
             except HeartbeatError:
                 log.exception("a batch of %d outcomes was refused; recording them one by one", len(batch))
                 for outcome in batch:
                     self._write_alone(outcome)
-                return
-            else:
-                return
+                return None
+        return None
 
     def _write_alone(self, outcome: Outcome) -> None:
         """Record one outcome; if the database refuses even that, record that it did."""
@@ -108,60 +117,79 @@ class Recorder:
                 self._write([outcome])
             except HeartbeatError:
                 log.exception("run %d cannot be recorded at all", outcome.run.run_id)
-                self._finish([outcome], set())
+                self._tell([outcome], set())
 
     def _write(self, batch: Sequence[Outcome]) -> None:
         for outcome in batch:
-            if outcome.thread_lives:
-                self._note_stuck_thread(outcome)
+            if outcome.body_lives:
+                self._database.run(
+                    self._queries.add_stuck_thread,
+                    run_id=outcome.run.run_id,
+                    runner_id=outcome.run.lease.id,
+                )
+        ending = _tally_that_ends(batch)
         try:
-            rows = self._record(self._queries.record_outcomes, batch, recording=True)
-            written, locked = {row.run_id for row in rows}, set()
-        except LockTimeout:
-            # Somebody sits on a flow, on a run or on the table: what can go on record does, all the same.
-            rows = self._record(self._queries.record_outcomes_only, batch)
-            written = {row.run_id for row in rows if row.is_ended}
-            locked = {row.run_id for row in rows} - written
-        written |= self._on_record([outcome for outcome in batch if outcome.is_in_doubt])
+            written, locked, answer = self._record_past_locks(batch, ending)
+            written |= self._on_record([outcome for outcome in batch if outcome.is_in_doubt])
+        except HeartbeatError:
+            if ending is not None:
+                ending.refuse()
+            raise
         self._waiting.extend(outcome for outcome in batch if outcome.run.run_id in locked)
-        self._finish([outcome for outcome in batch if outcome.run.run_id not in locked], written)
+        self._tell([outcome for outcome in batch if outcome.run.run_id not in locked], written)
+        if ending is not None:
+            if answer is not None and len(written) == len(batch):
+                ending.answer(answer.flows_remaining, answer.next_due_at)
+            else:
+                ending.refuse()
 
-    def _record(
-        self, statement: Callable[..., list[Any]], batch: Sequence[Outcome], *, recording: bool = False
-    ) -> list[Any]:
-        with self._database.transaction(recording=recording) as conn:
-            return statement(
+    def _record_past_locks(
+        self, batch: Sequence[Outcome], ending: Tally | None
+    ) -> tuple[set[int], set[int], Any]:
+        """Return which runs are on record now, which somebody has locked, and what there is to be answered."""
+        try:
+            written, answer = self._record(batch, ending)
+        except LockTimeout:
+            # Somebody sits on a flow, on a run or on a table: what can go on record does, all the same.
+            rows = self._database.run(self._queries.record_outcomes_only, **_columns(batch))
+            written = {row.run_id for row in rows if row.is_ended}
+            return written, {row.run_id for row in rows} - written, None
+        return written, set(), answer
+
+    def _record(self, batch: Sequence[Outcome], ending: Tally | None) -> tuple[set[int], Any]:
+        """Write outcomes, and with the last of a heartbeat its row: one message, one commit."""
+        if ending is None:
+            rows = self._session.run(self._queries.record_outcomes, **_columns(batch))
+            return {row.run_id for row in rows}, None
+        with self._session.transaction() as conn:
+            recorded = self._queries.send(conn, "record_outcomes", **_columns(batch))
+            counts = Counter(outcome.status for outcome in batch)
+            answered = self._queries.send(
                 conn,
-                runner_id=batch[0].run.lease.id,
-                run_ids=[outcome.run.run_id for outcome in batch],
-                statuses=[outcome.status for outcome in batch],
-                results=[outcome.result for outcome in batch],
-                errors=[outcome.error for outcome in batch],
-                backtraces=[outcome.backtrace for outcome in batch],
+                "answer_heartbeat",
+                heartbeat_id=ending.heartbeat_id,
+                is_finished=True,
+                flows_triggered=ending.triggered,
+                flows_succeeded=ending.succeeded + counts["success"],
+                flows_failed=ending.failed + counts["failed"],
+                as_of=ending.as_of,
+                first_turn=ending.first_turn,
+                run_tolerance=self._settings.run_tolerance,
             )
+        return {row.run_id for row in recorded}, answered.fetchone()
 
     def _on_record(self, doubtful: Sequence[Outcome]) -> set[int]:
         """Return which of these an earlier attempt has recorded, although its answer never arrived."""
         if not doubtful:
             return set()
-        with self._database.transaction() as conn:
-            rows = self._queries.outcomes_on_record(
-                conn,
-                runner_id=doubtful[0].run.lease.id,
-                run_ids=[outcome.run.run_id for outcome in doubtful],
-                statuses=[outcome.status for outcome in doubtful],
-                errors=[outcome.error for outcome in doubtful],
-            )
-        return {row.run_id for row in rows}
+        columns = _columns(doubtful)
+        del columns["results"], columns["backtraces"]
+        return {row.run_id for row in self._database.run(self._queries.outcomes_on_record, **columns)}
 
-    def _note_stuck_thread(self, outcome: Outcome) -> None:
-        with self._database.transaction() as conn:
-            self._queries.add_stuck_thread(conn, run_id=outcome.run.run_id, runner_id=outcome.run.lease.id)
-
-    def _finish(self, batch: Sequence[Outcome], written: set[int]) -> None:
+    def _tell(self, batch: Sequence[Outcome], written: set[int]) -> None:
         """Tell everybody who waits. A run that somebody else ended counts as failed: so it stands on record."""
-        succeeded: Counter[Beat] = Counter()
-        failed: Counter[Beat] = Counter()
+        succeeded: Counter[Tally] = Counter()
+        failed: Counter[Tally] = Counter()
         for outcome in batch:
             run = outcome.run
             is_success = outcome.status == "success" and run.run_id in written
@@ -171,13 +199,51 @@ class Recorder:
                     run.run_id, run.name, outcome.status,
                     extra={"event": "late_outcome", "flow": run.name, "run_id": run.run_id},
                 )  # fmt: skip
-            self._on_recorded(run)
+            self._live_runs.remove(run)
             if run.done is not None:
                 run.done.set_result(outcome)
-            if run.beat is not None:
-                (succeeded if is_success else failed)[run.beat] += 1
-        for beat in succeeded.keys() | failed.keys():
-            beat.recorded(succeeded[beat], failed[beat])
+            if run.tally is not None:
+                (succeeded if is_success else failed)[run.tally] += 1
+        for tally in succeeded.keys() | failed.keys():
+            tally.recorded(succeeded[tally], failed[tally])
+
+    def _finish_heartbeats(self) -> float | None:
+        """Finish the rows of heartbeats that were answered before their last run had ended."""
+        for tally in list(self._unfinished):
+            if tally.running:
+                continue
+            try:
+                self._database.run(
+                    self._queries.finish_heartbeat,
+                    heartbeat_id=tally.heartbeat_id,
+                    flows_triggered=tally.triggered,
+                    flows_succeeded=tally.succeeded,
+                    flows_failed=tally.failed,
+                )
+            except HeartbeatError as exc:
+                log.warning("heartbeat %d could not be finished: %s", tally.heartbeat_id, exc)
+                return _RETRY
+            self._unfinished.remove(tally)
+        return None
+
+
+def _tally_that_ends(batch: Sequence[Outcome]) -> Tally | None:
+    """Return the heartbeat whose last outcomes these are, if they are that and nothing else."""
+    tally = batch[0].run.tally
+    if tally is None or any(outcome.run.tally is not tally or outcome.is_in_doubt for outcome in batch):
+        return None
+    return tally if tally.ends_with(len(batch)) else None
+
+
+def _columns(batch: Sequence[Outcome]) -> dict[str, Any]:
+    return {
+        "runner_id": batch[0].run.lease.id,
+        "run_ids": [outcome.run.run_id for outcome in batch],
+        "statuses": [outcome.status for outcome in batch],
+        "results": [outcome.result for outcome in batch],
+        "errors": [outcome.error for outcome in batch],
+        "backtraces": [outcome.backtrace for outcome in batch],
+    }
 
 
 def _doubt(batch: Sequence[Outcome]) -> None:

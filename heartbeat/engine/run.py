@@ -1,173 +1,225 @@
-"""A run on its way through this process, and the heartbeat that it belongs to."""
+"""A run on its way through this process: its state, its one outcome, what it has borrowed, and its end.
+
+Touched by the thread that has its body (a flow's thread or the event loop), by the watch, which gives it up when its
+time is over, and by whoever stops the process. Its own lock guards all of that; none but its methods change it.
+"""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from psycopg import Connection
+import psycopg
 
+from heartbeat.cleaning import backtrace_text, error_text
 from heartbeat.engine.lease import Lease
+from heartbeat.engine.tally import Tally
+from heartbeat.errors import HeartbeatError
+from heartbeat.postgres.flow_connections import FlowConnections
+
+log = logging.getLogger("heartbeat")
 
 
-class LiveRuns:
-    """The runs that this process has claimed and not yet put on record."""
-
-    def __init__(self) -> None:
-        self._runs: dict[int, ClaimedRun] = {}
-        self._claims: set[object] = set()  # those under way
-        self._claim_ended = threading.Condition()
-
-    def __len__(self) -> int:
-        return len(self._runs)
-
-    def add(self, runs: Iterable[ClaimedRun]) -> None:
-        self._runs.update((run.run_id, run) for run in runs)
-
-    def remove(self, run: ClaimedRun) -> None:
-        self._runs.pop(run.run_id, None)
-
-    @contextmanager
-    def claiming(self) -> Iterator[None]:
-        """Say that a claim is under way; what it claims is added in the block."""
-        claim = object()
-        with self._claim_ended:
-            self._claims.add(claim)
-        try:
-            yield
-        finally:
-            with self._claim_ended:
-                self._claims.remove(claim)
-                self._claim_ended.notify_all()
-
-    def await_claims(self) -> None:
-        """Wait for the claims that are under way now: whatever this process has claimed by now is in here then."""
-        with self._claim_ended:
-            under_way = self._claims.copy()
-            self._claim_ended.wait_for(lambda: not under_way & self._claims)
-
-    def unknown(self, run_ids: set[int]) -> set[int]:
-        """Return which runs of the database's, as it was a moment ago, are none of ours."""
-        self.await_claims()
-        return run_ids - self._runs.keys()
+class RunTimeout(Exception):
+    """A run took longer than it may. Only ever seen as a run's error."""
 
 
-class Beat:
-    """The counts of one heartbeat, kept as its runs are claimed and recorded."""
-
-    def __init__(self, heartbeat_id: int, as_of: datetime) -> None:
-        self.heartbeat_id = heartbeat_id
-        self.as_of = as_of
-        self.flows_due = 0
-        self.triggered = 0
-        self.succeeded = 0
-        self.failed = 0
-        self.is_exhausted = False
-        """Nothing is left to claim, or nobody claims for it any more."""
-        self._on_finished: Callable[[Beat], None] | None = None
-        self._changed = threading.Condition()
-
-    @property
-    def running(self) -> int:
-        """Runs claimed and not recorded."""
-        return self.triggered - self.succeeded - self.failed
-
-    def claimed(self, count: int, *, is_all: bool) -> None:
-        """Count claimed runs; `is_all` says that there were no more."""
-        with self._changed:
-            self.triggered += count
-            self.is_exhausted |= is_all
-
-    def recorded(self, succeeded: int, failed: int) -> None:
-        """Count runs whose end is on record; the last one wakes whoever waits."""
-        with self._changed:
-            self.succeeded += succeeded
-            self.failed += failed
-            if self.running:
-                return
-            self._changed.notify_all()
-            finished = self._on_finished
-        if finished is not None:
-            finished(self)
-
-    def wait(self, deadline: Callable[[], float]) -> None:
-        """Wait until every run is recorded, or until a time of `time.monotonic()` that may move."""
-        with self._changed:
-            while self.running and (left := deadline() - time.monotonic()) > 0:
-                self._changed.wait(min(left, 0.5))
-
-    def answer(self, on_finished: Callable[[Beat], None]) -> bool:
-        """Say that the heartbeat is being answered: True if it has finished, else `on_finished` will be called."""
-        with self._changed:
-            if self.running:
-                self._on_finished = on_finished
-            return not self.running
-
-
-@dataclass(slots=True, eq=False)
-class ClaimedRun:
-    """A run that this process has claimed and must bring to an end."""
-
-    run_id: int
-    data_flow_id: int
-    name: str
-    configuration: str
-    timeout: float
-    lease: Lease
-    beat: Beat | None = None
-    done: Future[Outcome] | None = None
-    """For whoever waits for this one run; set when its end is on record."""
-    cancel: Callable[[], None] | None = None
-    """Ends the wait of the thread that runs it: set for async flows."""
-    connections: list[Connection[Any]] = field(default_factory=list)
-    """Connections lent to it right now, so that a query which overstays can be cancelled."""
-    started_at: float = float("inf")
-    """When a thread took it up, by `time.monotonic()`."""
-    timed_out: bool = False
-    thread_lost: bool = False
-    """It timed out and keeps its thread, which another one has replaced."""
-    execution_ended: bool = False
-    """Nothing of it goes on any more, although its outcome was decided before."""
-    _is_asked_to_stop: bool = False
-    _stopping: threading.Event | None = None
-
-    def stopping(self) -> threading.Event:
-        """Return what the flow sees as its `stopping`. Made when it is asked for: most flows never do."""
-        with _making:
-            if self._stopping is None:
-                self._stopping = threading.Event()
-            if self._is_asked_to_stop:
-                self._stopping.set()
-            return self._stopping
-
-    def ask_to_stop(self) -> None:
-        """Tell the flow that its run should end soon."""
-        with _making:
-            self._is_asked_to_stop = True
-            if self._stopping is not None:
-                self._stopping.set()
-
-
-_making = threading.Lock()
+class Interrupted(Exception):
+    """The process stopped before the run had ended. Only ever seen as a run's error."""
 
 
 @dataclass(slots=True, eq=False)
 class Outcome:
     """How a run ended, fit for the database."""
 
-    run: ClaimedRun
+    run: Run
     status: Literal["success", "failed"]
     result: str | None = None
     error: str | None = None
     backtrace: str | None = None
     exception: BaseException | None = None
-    thread_lives: bool = False
-    """The run timed out and its thread goes on: the flow must not start again."""
+    body_lives: bool = False
+    """The run timed out and its body goes on: the flow must not start again."""
     is_in_doubt: bool = False
     """The connection broke while it was recorded: it may be on record."""
+
+
+def failure(run: Run, exc: BaseException) -> Outcome:
+    """Make the outcome of a run that raised."""
+    return Outcome(run, "failed", error=error_text(exc), backtrace=backtrace_text(exc), exception=exc)
+
+
+class Run:
+    """A run that this process has claimed and must bring to one outcome.
+
+    `timeout` is seconds, 0 for none. `tally` is its heartbeat's; `done` is for whoever waits for this one run, and set
+    when its end is on record.
+    """
+
+    __slots__ = (
+        *(
+            "run_id",
+            "data_flow_id",
+            "name",
+            "class_name",
+            "configuration",
+            "timeout",
+            "lease",
+            "tally",
+            "done",
+        ),
+        *(
+            "cancel",
+            "_began_at",
+            "_outcome",
+            "_connections",
+            "_body_ended",
+            "_stopping",
+            "_must_stop",
+            "_lock",
+        ),
+    )
+
+    def __init__(
+        self,
+        row: Any,
+        timeout: float,
+        lease: Lease,
+        tally: Tally | None = None,
+        done: Future[Outcome] | None = None,
+    ) -> None:
+        self.run_id: int = row.run_id
+        self.data_flow_id: int = row.data_flow_id
+        self.name: str = row.name
+        self.class_name: str = row.class_name
+        self.configuration: str = row.configuration
+        self.timeout = timeout
+        self.lease = lease
+        self.tally = tally
+        self.done = done
+        self.cancel: Callable[[], None] | None = None
+        """Cancels the task of an async flow, once it has one."""
+        self._began_at = float("inf")
+        self._outcome: Outcome | None = None
+        self._connections: list[psycopg.Connection[Any]] = []
+        self._body_ended = False
+        self._stopping: threading.Event | None = None
+        self._must_stop = False
+        self._lock = threading.Lock()
+
+    # ── its outcome ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def begin(self) -> None:
+        """Start its clock."""
+        self._began_at = time.monotonic()
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether its time is over, at a time of `time.monotonic()`."""
+        return bool(self.timeout) and now - self._began_at >= self.timeout
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether somebody has taken it up."""
+        return self._began_at < float("inf")
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether it has its outcome."""
+        return self._outcome is not None
+
+    def end(self, outcome: Outcome, connections: FlowConnections) -> bool:
+        """End its body, and make this its outcome; False where it was given up before, and so has another."""
+        with self._lock:
+            self._body_ended = True
+            kept, self._connections = self._connections, []
+            is_first = self._outcome is None
+            if is_first:
+                self._outcome = outcome
+        for conn in kept:  # or there would be none left for the others
+            log.warning("run %d of %s did not give its connection back", self.run_id, self.name)
+            conn.close()
+            connections.take_back(conn)
+        return is_first
+
+    def give_up(self, reason: Exception, *, body_lives: bool = False) -> Outcome | None:
+        """Fail it from outside, ask its body to end, and return the outcome; None where it had one already."""
+        outcome = failure(self, reason)
+        outcome.backtrace = None  # it would show this module, not the flow
+        outcome.body_lives = body_lives
+        with self._lock:
+            if self._outcome is not None:
+                return None
+            self._outcome = outcome
+        self.ask_to_stop()
+        return outcome
+
+    # ── its body ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def stopping(self) -> threading.Event:
+        """Return what the flow sees as its `stopping`. Made when it is asked for: most flows never do."""
+        with self._lock:
+            if self._stopping is None:
+                self._stopping = threading.Event()
+                if self._must_stop:
+                    self._stopping.set()
+            return self._stopping
+
+    def ask_to_stop(self) -> None:
+        """Tell the flow that its run should end soon."""
+        with self._lock:
+            self._must_stop = True
+            if self._stopping is not None:
+                self._stopping.set()
+
+    # ── what it borrows ──────────────────────────────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def borrow(self, connections: FlowConnections) -> Iterator[psycopg.Connection[Any]]:
+        """Lend the flow a connection, which commits when the block ends and rolls back when it raises."""
+        conn = connections.lend()
+        with self._lock:
+            lent = not self._body_ended
+            if lent:
+                self._connections.append(conn)
+        if not lent:  # by a thread that the flow left behind; nobody would take it back
+            connections.take_back(conn)
+            raise HeartbeatError(
+                f"run {self.run_id} of {self.name} has ended: it can borrow no connection any more"
+            )
+        try:
+            with conn:
+                yield conn
+        finally:
+            self._give_back(conn, connections)
+
+    def _give_back(self, conn: psycopg.Connection[Any], connections: FlowConnections) -> None:
+        with self._lock:
+            if conn not in self._connections:
+                return  # it was taken back at the body's end
+            self._connections.remove(conn)
+            is_given_up = self._outcome is not None and self._outcome.body_lives
+        if is_given_up:
+            conn.close()  # its query is being cancelled, which must not hit the next borrower's
+        connections.take_back(conn)
+
+    def cancel_body(self) -> None:
+        """Cancel the task of an async flow, and what its connections wait for."""
+        if self.cancel is not None:
+            self.cancel()
+        with self._lock:
+            borrowed = list(self._connections)
+        for conn in borrowed:  # each from a thread of its own: it may take a while
+            threading.Thread(target=_cancel_query, args=(conn,), daemon=True).start()
+
+
+def _cancel_query(conn: psycopg.Connection[Any]) -> None:
+    try:
+        conn.cancel_safe(timeout=5.0)
+    except psycopg.Error as exc:
+        log.warning("a timed-out flow's query could not be cancelled: %s", exc)

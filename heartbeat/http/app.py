@@ -22,7 +22,7 @@ from heartbeat.http.health import HealthCheck
 from heartbeat.http.security import decide
 from heartbeat.models import BeatReport
 from heartbeat.settings import Settings
-from heartbeat.threads import Busy, Shared, Threads, waited
+from heartbeat.threads import Busy, SharedCall, ThreadPool, result_of
 
 log = logging.getLogger("heartbeat")
 
@@ -81,18 +81,18 @@ class _Handlers:
     def __init__(self, heartbeat: Heartbeat) -> None:
         self._core = heartbeat
         self._settings = heartbeat.settings
-        self._beats = Threads("heartbeat-request", _BEATS)
-        self._start = Shared("heartbeat-start", self._start_core)
+        self._beats = ThreadPool("heartbeat-request", _BEATS)
+        self._start = SharedCall("heartbeat-start", self._start_core)
         self._started = False
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        await waited(self._start.ask())
+        await result_of(self._start.ask())
         try:
             yield
         finally:
             self._core.stop_claiming()
-            await Threads("heartbeat-close", 1).run(self._core.close)
+            await ThreadPool("heartbeat-close", 1).run(self._core.close)
 
     async def heartbeat(self, scope: Scope) -> Answer:
         decision = decide(peer_of(scope), scope["headers"], scope["method"], self._settings)
@@ -103,7 +103,7 @@ class _Handlers:
         except Busy as exc:
             return failure(exc, {"event": "heartbeat", "client": decision.client})
         try:
-            return await waited(beat)
+            return await result_of(beat)
         except asyncio.CancelledError:
             # Nobody waits for the answer any more; the heartbeat goes on, and to the log.
             beat.add_done_callback(lambda _: beat.result().log())

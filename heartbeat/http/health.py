@@ -12,7 +12,7 @@ from starlette.types import Scope
 from heartbeat.api import Heartbeat
 from heartbeat.http.asgi import Answer, client_of, ms_since, refusal
 from heartbeat.models import Health
-from heartbeat.threads import Shared, waited
+from heartbeat.threads import SharedCall, result_of
 
 log = logging.getLogger("heartbeat")
 
@@ -26,7 +26,7 @@ class HealthCheck:
         self._heartbeat = heartbeat
         self._ensure_started = ensure_started
         # A thread of its own: beats that hang never make health unreachable.
-        self._checks = Shared("heartbeat-health", self._check)
+        self._checks = SharedCall("heartbeat-health", self._check)
 
     async def answer(self, scope: Scope) -> Answer:
         client = client_of(scope, self._heartbeat.settings)
@@ -43,7 +43,7 @@ class HealthCheck:
     async def _newest(self) -> Health:
         try:
             # One check for everybody who asks meanwhile: a flood of them costs no more than one.
-            return await asyncio.wait_for(waited(self._checks.ask()), _SECONDS)
+            return await asyncio.wait_for(result_of(self._checks.ask()), _SECONDS)
         except TimeoutError:
             return Health(ok=False, reason="the check takes too long")
 

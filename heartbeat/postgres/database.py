@@ -1,74 +1,52 @@
-"""Connections: the pools, the embedded server, and psycopg's errors as ours.
+"""The database of one service: statements of our own, in bounded time, and the connections that flows borrow.
 
-Pools apart, so that flows which take every connection of theirs never keep a heartbeat from its own.
+Pools apart, so that flows which take every connection of theirs never keep a heartbeat from its own. Any thread may
+call; psycopg's pools have locks of their own, and a `Session` belongs to the one thread that made it.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-import os
-import select
-import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors as pg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.rows import tuple_row
-from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+from psycopg_pool import ConnectionPool
 
-from heartbeat.errors import DatabaseUnavailable
+from heartbeat.errors import DatabaseUnavailable, SessionEnded
+from heartbeat.postgres.connections import (
+    POOL,
+    Connection,
+    bounded_conninfo,
+    has_spoken,
+    prove,
+    sever,
+    with_options,
+)
 from heartbeat.postgres.deadlines import Deadlines
 from heartbeat.postgres.embedded import EmbeddedServer
 from heartbeat.postgres.errors import translated
+from heartbeat.postgres.flow_connections import FlowConnections
 from heartbeat.postgres.queries import Queries
 from heartbeat.settings import Settings
 
-Connection = psycopg.Connection[Any]
+T = TypeVar("T")
 
 log = logging.getLogger("heartbeat")
-
-CONNECT_TIMEOUT = 3
-"""Seconds to establish a connection, libpq's own bound. With _CHECK_LIMIT it keeps a 503 within five seconds."""
 
 STATEMENT_TIMEOUT = 4.0
 """Seconds that a statement of ours may take: what begin_bounded says."""
 
-_CHECK_LIMIT = 1.0
-"""Seconds for a pooled connection to prove itself: one into a black hole would hang for minutes."""
-
 _TRUSTED = 1.0
-"""Seconds for which whoever trusts takes a connection to be good after its last use, unless its server has hung up."""
-
-_trusting: ContextVar[bool] = ContextVar("trusting", default=False)
-"""What `transaction(trusting=True)` tells the pool's check, which is made in the same thread."""
+"""Seconds for which `run_trusting` takes a connection to be good after its last use."""
 
 _OWN_CONNECTIONS = 8
 """Most connections for statements of our own; each is held for one statement."""
-
-# libpq's defaults wait for minutes on a peer that has vanished. What the URL says wins.
-_BOUNDS: dict[str, str | int] = {
-    "connect_timeout": CONNECT_TIMEOUT,
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 5000,
-    "application_name": "heartbeat",
-}
-
-_POOL: dict[str, Any] = {
-    "min_size": 0,
-    "timeout": float(CONNECT_TIMEOUT),
-    # Give a failed attempt up at once, so that the next request tries anew instead of waiting out a backoff.
-    "reconnect_timeout": 0.5,
-    "open": True,
-}
 
 # A pooler that does not carry prepared statements across transactions answers with one of these.
 _NOT_PREPARED = (pg.InvalidSqlStatementName, pg.DuplicatePreparedStatement)
@@ -77,12 +55,46 @@ _NOT_PREPARED = (pg.InvalidSqlStatementName, pg.DuplicatePreparedStatement)
 class _OwnConnection(psycopg.Connection[Any]):
     """A connection for our own statements."""
 
-    used_at = -math.inf
+    used_at = 0.0
     """When it last did what it should, by `time.monotonic()`."""
 
 
-class Database:
-    """The database of one service: open it, take transactions from it, close it."""
+class Statements(ABC):
+    """Runs statements of `sql/`, every wait bounded.
+
+    What it runs raises DatabaseUnavailable when the database cannot be reached or does not answer in time, LockTimeout
+    when somebody else's lock was in the way, and what `postgres.errors` makes of the rest.
+    """
+
+    def run(self, statement: Callable[..., T], /, **parameters: Any) -> T:
+        """Run one statement, a transaction by itself."""
+        return self.run_within(STATEMENT_TIMEOUT, statement, **parameters)
+
+    def run_within(self, seconds: float, statement: Callable[..., T], /, **parameters: Any) -> T:
+        """Run one statement that may take another time than ours usually may."""
+        with translated(), self._lent() as conn, self.bounded(conn, seconds):
+            return statement(conn, **parameters)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Run several statements as one transaction.
+
+        They travel in one message, and so cost one round trip, unless the rows of one are read within the block.
+        """
+        with translated(), self._lent() as conn, self.bounded(conn, STATEMENT_TIMEOUT), conn.pipeline():
+            yield conn
+
+    @abstractmethod
+    def _lent(self) -> AbstractContextManager[Connection]:
+        """Lend a connection that is good."""
+
+    @abstractmethod
+    def bounded(self, conn: Connection, seconds: float) -> AbstractContextManager[None]:
+        """Bound each wait in the block."""
+
+
+class Database(Statements):
+    """Opens the pools, runs statements on pooled connections, lends connections to flows, closes it all."""
 
     def __init__(self, settings: Settings, queries: Queries, deadlines: Deadlines) -> None:
         self._settings = settings
@@ -90,12 +102,13 @@ class Database:
         self._deadlines = deadlines
         self._embedded: EmbeddedServer | None = None
         self._conninfo = ""
-        self._has_bounds = False
+        self._sessions_have_bounds = False
         self._prepare_threshold: int | None = 2
         self._own: ConnectionPool[_OwnConnection] | None = None
-        self._recording: ConnectionPool[_OwnConnection] | None = None
-        self._flows: ConnectionPool[Connection] | None = None
+        self._flows: FlowConnections | None = None
         self._lock = threading.Lock()
+
+    # ── its life ─────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def is_embedded(self) -> bool:
@@ -107,6 +120,13 @@ class Database:
         """The libpq URL or connection string, password included."""
         return self._conninfo
 
+    @property
+    def flows(self) -> FlowConnections:
+        """What flows borrow."""
+        if self._flows is None:
+            raise DatabaseUnavailable("the database is closed")
+        return self._flows
+
     def open(self) -> None:
         """Start the embedded server, if that is what is used, and the pools. Raises DatabaseUnavailable."""
         if self.is_embedded:
@@ -114,32 +134,33 @@ class Database:
             self._conninfo = bounded_conninfo(self._embedded.start())
         else:
             self._conninfo = bounded_conninfo(self._settings.database_url or "")
-        self._has_bounds = self._try_bounds()
-        self._own = self._own_pool("own", "begin_bounded", _OWN_CONNECTIONS)
-        self._recording = self._own_pool("recording", "begin_recording", 1)
-        self._flows = ConnectionPool(
-            self._conninfo,
-            max_size=self._settings.concurrency,
-            name="heartbeat-flows",
-            check=self._check,
-            configure=_configure_flows,
-            reset=self._reset,
-            **_POOL,
+        self._sessions_have_bounds = self._try_bounds()
+        self._own = ConnectionPool(
+            self._conninfo_for("begin_bounded"),
+            connection_class=_OwnConnection,
+            kwargs={"autocommit": True},
+            max_size=_OWN_CONNECTIONS,
+            name="heartbeat-own",
+            configure=self._configure_own,
+            **POOL,
+            open=True,
         )
+        self._flows = FlowConnections(self._conninfo, self._settings, self._queries, self._deadlines)
 
     def close(self) -> None:
         """Close the pools; the last process out stops the embedded server."""
-        for pool in (self._own, self._recording, self._flows):
-            if pool is not None:
-                pool.close(timeout=1.0)
+        if self._own is not None:
+            self._own.close(timeout=1.0)
+        if self._flows is not None:
+            self._flows.close()
         if self._embedded is not None:
             self._embedded.stop()
             self._embedded = None
 
-    def connect(self) -> Connection:
-        """Open a connection outside the pools, for whoever must not wait for one."""
+    def connect(self, script: str = "begin_bounded") -> Connection:
+        """Open a connection outside the pools, with the settings of a script."""
         with translated():
-            conn = psycopg.connect(self._own_conninfo("begin_bounded"), autocommit=True)
+            conn = psycopg.connect(self._conninfo_for(script), autocommit=True)
             self._configure_own(conn)
             return conn
 
@@ -148,9 +169,10 @@ class Database:
 
         A pooler refuses them at connect, or drops them; each transaction then sets them for itself.
         """
+        options = self._queries.session_options("begin_bounded")
         with translated():
             try:
-                with psycopg.connect(self._with_settings("begin_bounded"), autocommit=True) as conn:
+                with psycopg.connect(with_options(self._conninfo, options), autocommit=True) as conn:
                     if self._queries.has_bounds(conn):
                         return True
             except psycopg.OperationalError:
@@ -158,125 +180,80 @@ class Database:
         log.info("the connection pooler takes no settings; they are set in each transaction")
         return False
 
-    def _own_conninfo(self, begin: str) -> str:
-        return self._with_settings(begin) if self._has_bounds else self._conninfo
+    def _conninfo_for(self, script: str) -> str:
+        if not self._sessions_have_bounds:
+            return self._conninfo
+        return with_options(self._conninfo, self._queries.session_options(script))
 
-    def _with_settings(self, begin: str) -> str:
-        """Return how to connect to a session that has from its start what the script `begin` sets."""
-        given = conninfo_to_dict(self._conninfo).get("options") or ""
-        return make_conninfo(
-            self._conninfo, options=f"{given} {self._queries.session_options(begin)}".strip()
-        )
+    # ── our own statements ───────────────────────────────────────────────────────────────────────────────────
 
-    def _own_pool(self, name: str, begin: str, size: int) -> ConnectionPool[_OwnConnection]:
-        return ConnectionPool(
-            self._own_conninfo(begin),
-            connection_class=_OwnConnection,
-            kwargs={"autocommit": True},
-            max_size=size,
-            name=f"heartbeat-{name}",
-            check=self._check_own,
-            configure=self._configure_own,
-            **_POOL,
-        )
+    def run_trusting(self, statement: Callable[..., T], /, **parameters: Any) -> T:
+        """Run one statement without first proving the connection good, if it was good a moment ago.
+
+        Where the server had ended the session instead of running it, it is run again in another session.
+        """
+        try:
+            with translated(), self._lent(trusted=_TRUSTED) as conn, self.bounded(conn, STATEMENT_TIMEOUT):
+                return statement(conn, **parameters)
+        except SessionEnded:
+            return self.run(statement, **parameters)
 
     @contextmanager
-    def transaction(
-        self,
-        conn: Connection | None = None,
-        *,
-        timeout: float = STATEMENT_TIMEOUT,
-        recording: bool = False,
-        trusting: bool = False,
-    ) -> Iterator[Connection]:
-        """Run statements of our own, every wait bounded; `timeout` is seconds for each.
+    def _lent(self, trusted: float = 0.0) -> Iterator[Connection]:
+        pool = self._own
+        if pool is None:
+            raise DatabaseUnavailable("the database is closed")
+        conn = self._good_one(pool, trusted)
+        try:
+            yield conn
+            conn.used_at = time.monotonic()
+        finally:
+            pool.putconn(conn)
 
-        Each statement commits by itself where the session has its bounds from the start: nothing is held between
-        two of them, and the round trips of a transaction are spared. With another `timeout`, or behind a pooler,
-        they are one transaction. `recording` is for record_outcomes: the settings are those of begin_recording.
-        `trusting` spares the round trip that proves a connection good, if it was used a moment ago; it is for who
-        can try again.
+    def _good_one(self, pool: ConnectionPool[_OwnConnection], trusted: float) -> _OwnConnection:
+        """Take a connection that answers, or that did what it should within the last `trusted` seconds."""
+        while True:
+            conn = pool.getconn()
+            if (time.monotonic() - conn.used_at < trusted and not has_spoken(conn)) or self._is_good(conn):
+                return conn
+            pool.putconn(conn)  # which throws it away
 
-        Raises DatabaseUnavailable when the database cannot be reached or does not answer in time, SessionEnded when
-        the statement was not run because the server had ended the session, LockTimeout when somebody else's lock
-        was in the way.
-        """
-        begin = self._queries.begin_recording if recording else self._queries.begin_bounded
-        pool = self._recording if recording else self._own
-        with translated(), _lent(conn) if conn else self._borrowed(pool, trusting) as connection:
+    def _is_good(self, conn: Connection) -> bool:
+        try:
+            prove(conn, self._deadlines)
+        except psycopg.Error:
+            conn.close()
+            self._forget_connections()
+            return False
+        return True
+
+    @contextmanager
+    def bounded(self, conn: Connection, seconds: float, script: str = "begin_bounded") -> Iterator[None]:
+        """Bound each wait of a session in the block. It has the settings of `script`, or is given them here."""
+        # The server bounds the statement; the deadline bounds the wait for a server that has vanished.
+        with self._deadlines.limit(seconds + 0.5, lambda: sever(conn)):
             try:
-                # The server bounds the statement; this bounds the wait for a server that has vanished.
-                with self._deadlines.limit(timeout + 0.5, lambda: sever(connection)):
-                    if self._has_bounds and timeout == STATEMENT_TIMEOUT:
-                        yield connection
-                        return
-                    begin(connection)
-                    if timeout != STATEMENT_TIMEOUT:
-                        self._queries.bound_statement(connection, milliseconds=f"{timeout * 1000:.0f}")
-                    try:
-                        yield connection
-                    except BaseException:
-                        connection.rollback()
-                        raise
-                    connection.commit()
+                if self._sessions_have_bounds and seconds == STATEMENT_TIMEOUT:
+                    yield
+                    return
+                getattr(self._queries, script)(conn)
+                if seconds != STATEMENT_TIMEOUT:
+                    self._queries.bound_statement(conn, milliseconds=f"{seconds * 1000:.0f}")
+                try:
+                    yield
+                except BaseException:
+                    conn.rollback()
+                    raise
+                conn.commit()
             except _NOT_PREPARED as exc:
                 self._stop_preparing()
                 raise DatabaseUnavailable(
                     "the connection pooler does not keep prepared statements; they are off from now on"
                 ) from exc
             except psycopg.OperationalError:
-                if connection.closed or connection.broken:
+                if conn.closed or conn.broken:
                     self._forget_connections()
                 raise
-
-    def lend_to_flow(self) -> Connection:
-        """Take a connection for a flow; it must be given back. Raises DatabaseUnavailable when none is to be had."""
-        if self._flows is None:
-            raise DatabaseUnavailable("the database is closed")
-        try:
-            return self._flows.getconn()
-        except (PoolTimeout, PoolClosed) as exc:
-            raise DatabaseUnavailable("no database connection could be had for the flow in time") from exc
-
-    def take_back(self, conn: Connection) -> None:
-        """Return a flow's connection to the pool, which resets it."""
-        if self._flows is not None:
-            self._flows.putconn(conn)
-
-    def allow_flow_connections(self, count: int) -> None:
-        """Let the flows have so many connections: stuck threads keep theirs, and others need some too."""
-        if self._flows is not None and not self._flows.closed:
-            self._flows.resize(0, count)
-
-    @contextmanager
-    def _borrowed(self, pool: ConnectionPool[_OwnConnection] | None, trusting: bool) -> Iterator[Connection]:
-        if pool is None:
-            raise DatabaseUnavailable("the database is closed")
-        _trusting.set(trusting)
-        with pool.connection() as conn:
-            yield conn
-            conn.used_at = time.monotonic()
-
-    def _reset(self, conn: Connection) -> None:
-        """Take back what a flow may have changed on the server; one that it changed in Python is thrown away."""
-        if _looks_changed(conn):
-            conn.close()
-            return
-        conn.autocommit = True
-        self._queries.discard_session(conn)
-        conn.autocommit = False
-
-    def _check(self, conn: Connection) -> None:
-        try:
-            with self._deadlines.limit(_CHECK_LIMIT, lambda: sever(conn)):
-                ConnectionPool.check_connection(conn)
-        except psycopg.Error:
-            self._forget_connections()
-            raise
-
-    def _check_own(self, conn: _OwnConnection) -> None:
-        if not _trusting.get() or time.monotonic() - conn.used_at > _TRUSTED or _has_spoken(conn):
-            self._check(conn)
 
     def _configure_own(self, conn: Connection) -> None:
         conn.prepare_threshold = self._prepare_threshold
@@ -289,65 +266,36 @@ class Database:
         self._forget_connections()
 
     def _forget_connections(self) -> None:
-        """Replace what the pool holds: where one connection died, its neighbours most likely did."""
-        for pool in (self._own, self._recording, self._flows):
-            if pool is not None and not pool.closed:
-                pool.drain()
+        """Replace what the pools hold: where one connection died, its neighbours most likely did."""
+        if self._own is not None and not self._own.closed:
+            self._own.drain()
+        if self._flows is not None:
+            self._flows.forget()
 
 
-def bounded_conninfo(url: str) -> str:
-    """Return a connection string that says what `url` says and bounds every wait that it leaves open."""
-    bounds: dict[str, str | int] = {
-        **_BOUNDS,
-        **{k: v for k, v in conninfo_to_dict(url).items() if v is not None},
-    }
-    return make_conninfo("", **bounds)
+class Session(Statements):
+    """A connection of its own for a thread that must wait for no pool: opened when needed, and anew when it broke."""
 
+    def __init__(self, database: Database, script: str = "begin_bounded") -> None:
+        self._database = database
+        self._script = script
+        self._conn: Connection | None = None
 
-def sever(conn: Connection) -> None:
-    """Break a connection from another thread, so that whoever waits on it gets an error."""
-    try:
-        duplicate = socket.socket(fileno=os.dup(conn.fileno()))
-    except (psycopg.Error, OSError):
-        return  # it is closed already
-    with duplicate:
+    def close(self) -> None:
+        """Close the connection; the next statement opens another."""
+        if self._conn is not None:
+            self._conn.close()
+            self._conn = None
+
+    @contextmanager
+    def _lent(self) -> Iterator[Connection]:
+        if self._conn is None or self._conn.closed:
+            self._conn = self._database.connect(self._script)
         try:
-            duplicate.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return
+            yield self._conn
+        except psycopg.OperationalError:
+            self.close()  # in whatever state it is
+            raise
 
-
-def _has_spoken(conn: Connection) -> bool:
-    """Whether something has come from the server that nobody asked for: most likely that it hangs up."""
-    poll = select.poll()
-    try:
-        poll.register(conn.fileno(), select.POLLIN)
-        return bool(poll.poll(0))
-    except psycopg.Error:
-        return True  # it is closed already
-
-
-@contextmanager
-def _lent(conn: Connection) -> Iterator[Connection]:
-    yield conn
-
-
-def _configure_flows(conn: Connection) -> None:
-    # DISCARD ALL drops prepared statements behind psycopg's back: it must not believe that it has some.
-    conn.prepare_threshold = None
-
-
-def _looks_changed(conn: Connection) -> bool:
-    # psycopg has no public way to ask for handlers and for adapters of the connection's own.
-    adapters = conn.adapters
-    return (
-        conn.autocommit
-        or conn.prepare_threshold is not None
-        or conn.row_factory is not tuple_row
-        or conn.cursor_factory is not psycopg.Cursor
-        or conn.server_cursor_factory is not psycopg.ServerCursor
-        or (conn.isolation_level, conn.read_only, conn.deferrable) != (None, None, None)
-        or bool(conn._notice_handlers or conn._notify_handlers)
-        or any(adapters._own_dumpers.values())
-        or any(adapters._own_loaders)
-    )
+    def bounded(self, conn: Connection, seconds: float) -> AbstractContextManager[None]:
+        return self._database.bounded(conn, seconds, self._script)

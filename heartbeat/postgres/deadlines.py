@@ -1,4 +1,8 @@
-"""One thread that calls back when a time has passed: the bound on waits that nothing else bounds."""
+"""One thread that looks at the clock: it calls back when a time has passed, and whoever wants to look as well.
+
+It bounds the waits that nothing else bounds. Entries are added and taken away by any thread; single operations on a
+dictionary need no lock.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +24,21 @@ class Deadlines:
 
     def __init__(self) -> None:
         self._due: dict[int, tuple[float, Callable[[], None]]] = {}
+        self._looks: list[Callable[[], None]] = []
         self._keys = itertools.count()
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin to look at the clock."""
-        self._thread = threading.Thread(target=self._watch, name="heartbeat-deadlines", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._watch, name="heartbeat-deadlines", daemon=True).start()
 
     def stop(self) -> None:
         """Stop looking; what was due later is never called."""
         self._stop.set()
+
+    def at_every_look(self, callback: Callable[[], None]) -> None:
+        """Call back some twenty times a second, whatever the last time came to."""
+        self._looks.append(callback)
 
     def add(self, seconds: float, callback: Callable[[], None]) -> int:
         """Call back once, after so many seconds, unless the returned key is removed before."""
@@ -54,11 +61,15 @@ class Deadlines:
 
     def _watch(self) -> None:
         while not self._stop.wait(_TICK):
-            now = time.monotonic()
-            # list() of the items is one step for the interpreter: other threads may add and remove meanwhile.
-            for key, (when, callback) in list(self._due.items()):
-                if when <= now and self.remove(key):
-                    try:
-                        callback()
-                    except Exception:
-                        log.exception("a deadline's callback failed")
+            for callback in (self._call_overdue, *self._looks):
+                try:
+                    callback()
+                except Exception:
+                    log.exception("a look at the clock failed; the next one comes all the same")
+
+    def _call_overdue(self) -> None:
+        now = time.monotonic()
+        # A copy, made in one step for the interpreter: other threads add and remove meanwhile.
+        for key, (when, callback) in self._due.copy().items():
+            if when <= now and self.remove(key):
+                callback()

@@ -16,7 +16,7 @@ from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
 
 from heartbeat.errors import SchemaError
-from heartbeat.postgres.database import bounded_conninfo
+from heartbeat.postgres.connections import bounded_conninfo
 from heartbeat.postgres.errors import translated
 from heartbeat.postgres.queries import Queries
 

@@ -46,6 +46,11 @@ class Queries:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         raise AttributeError(f"no statement is named {name!r}")
 
+    def send(self, conn: psycopg.Connection[Any], name: str, /, **parameters: Any) -> psycopg.Cursor[Any]:
+        """Send a statement with others in one message; the cursor has its rows once the transaction has ended."""
+        cursor = conn.cursor(row_factory=namedtuple_row)
+        return cursor.execute(self._statements[name].sql, parameters)
+
     def session_options(self, script_name: str) -> str:
         """Return what a script sets with SET LOCAL, as libpq's `options`: for sessions that have it at their start."""
         script = self._statements[script_name].sql

@@ -1,0 +1,63 @@
+"""The runs that this process has claimed and not yet put on record.
+
+Claims add to them, the recorder takes away, the lease's keeper and the maintenance ask. Adding and removing are single
+steps of a dictionary; a condition guards the claims under way.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from heartbeat.engine.run import Run
+
+
+class LiveRuns:
+    """Claimed runs by their number, and the claims that may add some."""
+
+    def __init__(self) -> None:
+        self._runs: dict[int, Run] = {}
+        self._claims: set[object] = set()  # those under way
+        self._claim_ended = threading.Condition()
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self._runs.copy().values())
+
+    def add(self, runs: Iterable[Run]) -> None:
+        self._runs.update((run.run_id, run) for run in runs)
+
+    def remove(self, run: Run) -> None:
+        self._runs.pop(run.run_id, None)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether a run has no outcome yet: one that waits, is about to begin, or goes on."""
+        return any(not run.is_decided for run in self)
+
+    @contextmanager
+    def claiming(self) -> Iterator[None]:
+        """Say that a claim is under way; what it claims is added in the block."""
+        claim = object()
+        with self._claim_ended:
+            self._claims.add(claim)
+        try:
+            yield
+        finally:
+            with self._claim_ended:
+                self._claims.remove(claim)
+                self._claim_ended.notify_all()
+
+    def await_claims(self) -> None:
+        """Wait for the claims that are under way now: whatever this process has claimed by now is in here then."""
+        with self._claim_ended:
+            under_way = self._claims.copy()
+            self._claim_ended.wait_for(lambda: not under_way & self._claims)
+
+    def unknown(self, run_ids: set[int]) -> set[int]:
+        """Return which runs of the database's, as it was a moment ago, are none of ours."""
+        self.await_claims()
+        return run_ids - self._runs.keys()

@@ -1,0 +1,49 @@
+"""Looks, some twenty times a second, at what nobody else does: runs past their time, missing threads, the loop.
+
+Runs on the deadlines' thread and so never blocks. One look depends on no other: what could not be done comes again.
+"""
+
+from __future__ import annotations
+
+import time
+
+from heartbeat.engine.backlog import Backlog, Lane
+from heartbeat.engine.eventloop import EventLoop
+from heartbeat.engine.recorder import Recorder
+from heartbeat.engine.run import Run
+from heartbeat.engine.stuck import Stuck
+from heartbeat.engine.workers import Workers
+
+
+class Watch:
+    """Gives up the runs whose time is over."""
+
+    def __init__(
+        self, backlog: Backlog, workers: Workers, loop: EventLoop, recorder: Recorder, stuck: Stuck
+    ) -> None:
+        self._backlog = backlog
+        self._workers = workers
+        self._loop = loop
+        self._recorder = recorder
+        self._stuck = stuck
+
+    def look(self) -> None:
+        """Look at every active run: to set a deadline for each would cost a no-op flow 5 %."""
+        now = time.monotonic()
+        for lane in self._backlog.lanes:
+            for run in lane.active.copy():
+                if run.is_overdue(now):
+                    self._time_out(run, lane)
+        self._workers.grow()
+        self._loop.look()
+
+    def _time_out(self, run: Run, lane: Lane) -> None:
+        """Fail a run, ask it to end, and give its slot to another."""
+        outcome = self._stuck.give_up(run)
+        if outcome is None:
+            return
+        lane.ended(run)
+        self._recorder.put(outcome)
+        run.cancel_body()
+        if lane is self._backlog.threads:
+            self._workers.replace()
