@@ -5,44 +5,37 @@
 -- The comment under the name says what it does and what "no row" means. Parameters are written :name.
 -- Do not write a colon and a word in a comment behind code, nor a bare percent sign anywhere: write it twice.
 --
--- How a heartbeat works: open_heartbeat (heartbeats.sql) counts what is due at that moment, as_of. Then claim, below,
--- takes some of it, again and again; each claim commits at once, so no lock is held while a flow runs. As runs end,
--- record_outcomes (data_flow_runs.sql) writes what happened. close_heartbeat (heartbeats.sql) ends it.
+-- How a heartbeat works, statement by statement:
 --
--- Due is: enabled, no live run, no stuck thread, and next_run_at not after as_of, give or take run_tolerance
--- seconds, which count for at most a tenth of the flow's interval. The condition stands in due_to_run, claim and
--- open_heartbeat; a flow that changes while it is looked at is decided by the claim, which locks it.
+--   open_heartbeat (heartbeats.sql)          write its row: its beginning is as_of. Nothing to do? Then that was all.
+--   count_due (heartbeats.sql)               count what is due at as_of, and see whether anything needs repair.
+--     only then, and then count_due again:
+--     fail_runs_of_dead_runners (data_flow_runs.sql), refresh_stale_statuses (data_flow_stale_statuses.sql),
+--     finish_heartbeats_of_dead_runners (heartbeats.sql), remove_dead_runners (data_flow_runners.sql)
+--   claim (below)                            start some of what is due, again and again until there is no more.
+--                                            It commits at once: no lock is held while a flow runs.
+--   record_outcomes (data_flow_runs.sql)     write what became of the runs that have ended since the last time;
+--                                            record_outcomes_only where somebody has a row of theirs locked.
+--   what_remains (heartbeats.sql)            at the end, or at the time budget: what nobody has started.
+--   finish_heartbeat (heartbeats.sql)        write its counts; once more when the last of its runs has ended.
+--
+-- Due is: enabled, no live run, no stuck thread, and next_run_at not after as_of, give or take run_tolerance seconds.
+-- The condition stands once, in migrations/0008.define-due.sql: the view data_flows_waiting and the function
+-- data_flow_is_due, which due_to_run, claim, count_due and what_remains use. open_heartbeat asks less, and says why.
+-- A flow that changes while it is looked at is decided by the claim, which locks it.
 --
 -- Two spellings keep the plans what they must be, one index probe a row, whatever the statistics said when they were
--- made: OFFSET 0 keeps a look-up from being turned into a join, and "id = ANY (ARRAY[other.id])" is a join that can only
--- be done by looking up the id. A plan made while a table was small compares every row with every row, for ever.
+-- made: OFFSET 0 keeps a look-up from being turned into a join, and "id = ANY (ARRAY[other.id])" is a join that can
+-- only be done by looking up the id. A plan made while a table was small compares every row with every row, for ever.
+--
+-- A configuration and a result travel as text, although they are jsonb (the connection sees to it): each is parsed by
+-- itself, so that one that Python cannot read fails its own run and not the whole claim.
 
 -- name: due_to_run(as_of, run_tolerance)
 -- The flows that are due at a moment, oldest first. No row: nothing is due.
-SELECT
-    flow.id,
-    flow.name,
-    flow.description,
-    flow.enabled,
-    flow.configuration::text AS configuration,
-    flow.run_interval,
-    flow.run_timeout,
-    flow.last_run_at,
-    flow.last_run_status,
-    flow.next_run_at,
-    flow.created_at,
-    flow.updated_at
-FROM data_flows AS flow
-WHERE flow.enabled
-    AND flow.next_run_at <= :as_of::timestamptz + :run_tolerance::float8 * interval '1 second'
-    AND flow.next_run_at <= :as_of::timestamptz
-        + least(:run_tolerance::float8, flow.run_interval * 0.1::float8) * interval '1 second'
-    AND NOT EXISTS (
-        SELECT FROM data_flow_runs AS live
-        WHERE live.data_flow_id = flow.id AND live.status IN ('pending', 'in_progress')
-        OFFSET 0
-    )
-    AND NOT EXISTS (SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = flow.id OFFSET 0)
+SELECT *
+FROM data_flows_waiting AS flow
+WHERE data_flow_is_due(flow.next_run_at, flow.run_interval, :as_of::timestamptz, :run_tolerance::float8)
 ORDER BY flow.next_run_at;
 
 -- name: claim(as_of, run_tolerance, max_runs, heartbeat_id, runner_id, runner_ttl)
@@ -53,6 +46,8 @@ ORDER BY flow.next_run_at;
 WITH requested AS MATERIALIZED (
     SELECT run.id, run.data_flow_id
     FROM data_flow_runs AS run
+    -- Joined for its lock alone: the last step stamps the flow, and would wait there for whoever has its row locked.
+    -- So the request is passed over instead, and found by a later heartbeat.
     JOIN data_flows AS flow ON flow.id = run.data_flow_id
     WHERE run.status = 'pending'
         AND run.created_at <= :as_of::timestamptz
@@ -63,27 +58,19 @@ WITH requested AS MATERIALIZED (
 ),
 due AS MATERIALIZED (
     SELECT flow.id, flow.next_run_at
-    FROM data_flows AS flow
-    WHERE flow.enabled
-        AND flow.next_run_at <= :as_of::timestamptz + :run_tolerance::float8 * interval '1 second'
-        AND flow.next_run_at <= :as_of::timestamptz
-            + least(:run_tolerance::float8, flow.run_interval * 0.1::float8) * interval '1 second'
-        AND NOT EXISTS (
-            SELECT FROM data_flow_runs AS live
-            WHERE live.data_flow_id = flow.id AND live.status IN ('pending', 'in_progress')
-            OFFSET 0
-        )
-        AND NOT EXISTS (SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = flow.id OFFSET 0)
+    FROM data_flows_waiting AS flow
+    WHERE data_flow_is_due(flow.next_run_at, flow.run_interval, :as_of::timestamptz, :run_tolerance::float8)
     ORDER BY flow.next_run_at
     LIMIT :max_runs::bigint - (SELECT count(*) FROM requested)
     FOR UPDATE SKIP LOCKED
 ),
+-- One row while this runner's lease holds, else none, and with "FROM due, alive" nothing is started: others may have
+-- failed its runs already, and what it claimed now would be failed by the next heartbeat while it runs.
 alive AS MATERIALIZED (
     SELECT runner.id
     FROM data_flow_runners AS runner
     WHERE runner.id = :runner_id::uuid
-        AND greatest(runner.last_seen_at, pg_postmaster_start_time())
-            > statement_timestamp() - :runner_ttl::float8 * interval '1 second'
+        AND NOT data_flow_runner_is_dead(runner.last_seen_at, :runner_ttl::float8)
 ),
 requested_started AS (
     UPDATE data_flow_runs AS run
@@ -118,7 +105,7 @@ RETURNING
     started.id AS run_id,
     flow.id AS data_flow_id,
     flow.name,
-    flow.configuration::text AS configuration,
+    flow.configuration,
     flow.run_timeout;
 
 -- name: claim_flow(name, runner_id)^
@@ -161,7 +148,7 @@ RETURNING
     started.id AS run_id,
     flow.id AS data_flow_id,
     flow.name,
-    flow.configuration::text AS configuration,
+    flow.configuration,
     flow.run_timeout;
 
 -- name: add_flow(name, description, enabled, configuration, run_interval, run_timeout)^
@@ -174,7 +161,7 @@ RETURNING
     name,
     description,
     enabled,
-    configuration::text AS configuration,
+    configuration,
     run_interval,
     run_timeout,
     last_run_at,
@@ -203,12 +190,13 @@ WHERE flow.name = :name::text;
 
 -- name: list_flows()
 -- Every flow, by name. No row: the table is empty.
+-- Its columns are named, here and in add_flow: a prepared SELECT * fails when somebody adds a column to the table.
 SELECT
     id,
     name,
     description,
     enabled,
-    configuration::text AS configuration,
+    configuration,
     run_interval,
     run_timeout,
     last_run_at,
@@ -226,7 +214,7 @@ SELECT
     status.name,
     flow.description,
     status.enabled,
-    flow.configuration::text AS configuration,
+    flow.configuration,
     status.run_interval,
     flow.run_timeout,
     status.last_run_status,

@@ -2,8 +2,8 @@
 
 -- name: open_heartbeat(client_ip, runner_id, run_tolerance, runner_ttl)^
 -- Write the heartbeat's row. Where there is nothing to do it is finished at once, and this is the only statement of the
--- heartbeat: so it only asks whether there is anything, the first look into four indexes. may_have_work says that
--- count_due must look closer: something is due, was asked for, or is to be put right.
+-- heartbeat: so it only asks four questions, each answered by the first entry of an index. may_have_work says that
+-- one answer was yes, and that count_due must look closer.
 INSERT INTO heartbeats (client_ip, runner_id, received_at, finished_at)
 SELECT
     :client_ip::inet,
@@ -11,17 +11,21 @@ SELECT
     statement_timestamp(),
     CASE
         WHEN NOT (
+            -- 1. May a flow be due? Not data_flow_is_due: this much of it the first entry of data_flows_due answers,
+            -- and the rest would have it read on past every flow that runs.
             EXISTS (
                 SELECT FROM data_flows AS flow
                 WHERE flow.enabled
                     AND flow.next_run_at <= statement_timestamp() + :run_tolerance::float8 * interval '1 second'
             )
+            -- 2. Was a run asked for?
             OR EXISTS (SELECT FROM data_flow_runs AS run WHERE run.status = 'pending')
-            OR EXISTS (SELECT FROM data_flow_unsettled)
+            -- 3. Is a flow's last_run_status stale?
+            OR EXISTS (SELECT FROM data_flow_stale_statuses)
+            -- 4. Is a runner dead? Its runs and heartbeats go on in the tables alone.
             OR EXISTS (
                 SELECT FROM data_flow_runners AS runner
-                WHERE greatest(runner.last_seen_at, pg_postmaster_start_time())
-                    <= statement_timestamp() - :runner_ttl::float8 * interval '1 second'
+                WHERE data_flow_runner_is_dead(runner.last_seen_at, :runner_ttl::float8)
             )
         )
         THEN statement_timestamp()
@@ -45,17 +49,8 @@ WITH beat AS (
 ),
 due AS (
     SELECT count(*) AS flows
-    FROM data_flows AS flow, beat
-    WHERE flow.enabled
-        AND flow.next_run_at <= beat.as_of + :run_tolerance::float8 * interval '1 second'
-        AND flow.next_run_at <= beat.as_of
-            + least(:run_tolerance::float8, flow.run_interval * 0.1::float8) * interval '1 second'
-        AND NOT EXISTS (
-            SELECT FROM data_flow_runs AS live
-            WHERE live.data_flow_id = flow.id AND live.status IN ('pending', 'in_progress')
-            OFFSET 0
-        )
-        AND NOT EXISTS (SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = flow.id OFFSET 0)
+    FROM data_flows_waiting AS flow, beat
+    WHERE data_flow_is_due(flow.next_run_at, flow.run_interval, beat.as_of, :run_tolerance::float8)
 ),
 requested AS (
     SELECT count(*) AS flows
@@ -69,8 +64,7 @@ requested AS (
 living AS (
     SELECT runner.id
     FROM data_flow_runners AS runner
-    WHERE greatest(runner.last_seen_at, pg_postmaster_start_time())
-        > statement_timestamp() - :runner_ttl::float8 * interval '1 second'
+    WHERE NOT data_flow_runner_is_dead(runner.last_seen_at, :runner_ttl::float8)
 )
 UPDATE heartbeats AS opened
 SET flows_due = due.flows + requested.flows,
@@ -84,9 +78,9 @@ RETURNING
         SELECT FROM data_flow_runs AS run
         WHERE run.status = 'in_progress' AND run.runner_id NOT IN (SELECT living.id FROM living)
     )
-    OR EXISTS (SELECT FROM data_flow_unsettled) AS needs_repair;
+    OR EXISTS (SELECT FROM data_flow_stale_statuses) AS needs_repair;
 
--- name: close_heartbeat(heartbeat_id, finished, flows_triggered, flows_succeeded, flows_failed)!
+-- name: finish_heartbeat(heartbeat_id, finished, flows_triggered, flows_succeeded, flows_failed)!
 -- Write a heartbeat's counts; finished says that its last run has ended. 0: the row was pruned.
 UPDATE heartbeats
 SET flows_triggered = :flows_triggered::integer,
@@ -100,19 +94,8 @@ WHERE id = :heartbeat_id::bigint AND finished_at IS NULL;
 SELECT
     (
         SELECT count(*)
-        FROM data_flows AS flow
-        WHERE flow.enabled
-            AND flow.next_run_at <= :as_of::timestamptz + :run_tolerance::float8 * interval '1 second'
-            AND flow.next_run_at <= :as_of::timestamptz
-                + least(:run_tolerance::float8, flow.run_interval * 0.1::float8) * interval '1 second'
-            AND NOT EXISTS (
-                SELECT FROM data_flow_runs AS live
-                WHERE live.data_flow_id = flow.id AND live.status IN ('pending', 'in_progress')
-                OFFSET 0
-            )
-            AND NOT EXISTS (
-                SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = flow.id OFFSET 0
-            )
+        FROM data_flows_waiting AS flow
+        WHERE data_flow_is_due(flow.next_run_at, flow.run_interval, :as_of::timestamptz, :run_tolerance::float8)
     ) + (
         SELECT count(*)
         FROM data_flow_runs AS run
@@ -128,18 +111,14 @@ SELECT
         WHERE flow.enabled AND flow.next_run_at > statement_timestamp()
     ) AS next_due_at;
 
--- name: close_heartbeats_of_dead_runners(runner_ttl)!
--- Finish the heartbeats whose process died, with what their runs say. Run it after close_runs_of_dead_runners.
+-- name: finish_heartbeats_of_dead_runners(runner_ttl)!
+-- Finish the heartbeats whose process died, with what their runs say. Run it after fail_runs_of_dead_runners.
 WITH dead AS MATERIALIZED (
     SELECT beat.id
     FROM heartbeats AS beat
     LEFT JOIN data_flow_runners AS runner ON runner.id = beat.runner_id
     WHERE beat.finished_at IS NULL
-        AND (
-            runner.id IS NULL
-            OR greatest(runner.last_seen_at, pg_postmaster_start_time())
-                <= statement_timestamp() - :runner_ttl::float8 * interval '1 second'
-        )
+        AND (runner.id IS NULL OR data_flow_runner_is_dead(runner.last_seen_at, :runner_ttl::float8))
     LIMIT 100
     FOR UPDATE OF beat SKIP LOCKED
 )

@@ -125,7 +125,7 @@ def test_a_migration_that_fails_is_rolled_back_whole_and_named(
 
 def test_a_rollback_that_fails_names_its_migration(database_url: str) -> None:
     with psycopg.connect(database_url) as conn:
-        conn.execute("ALTER INDEX data_flow_runs_by_flow RENAME TO mine")
+        conn.execute("ALTER VIEW data_flows_waiting RENAME TO mine")
     newest = applied(database_url)[-1]
     with pytest.raises(SchemaError, match=newest.split(".")[1]):
         rollback(database_url)

@@ -164,7 +164,7 @@ class Runner:
             log.warning("heartbeat %d could not be finished: %s", beat.heartbeat_id, exc)
 
     def _write_counts(self, conn: Connection, beat: Beat, *, finished: bool) -> None:
-        self._queries.close_heartbeat(
+        self._queries.finish_heartbeat(
             conn,
             heartbeat_id=beat.heartbeat_id,
             finished=finished,

@@ -65,13 +65,13 @@ class Housekeeper:
         """Close what the dead left, and put stale statuses right. Each statement commits by itself."""
         ttl = self._settings.runner_ttl
         with self._database.transaction() as bounded:
-            closed = self._queries.close_runs_of_dead_runners(bounded, runner_ttl=ttl)
+            closed = self._queries.fail_runs_of_dead_runners(bounded, runner_ttl=ttl)
         if closed:
             log.warning("failed %d runs of dead runners", closed, extra={"event": "runs_of_dead_closed"})
         with self._database.transaction() as bounded:
-            self._queries.settle_flows(bounded)
+            self._queries.refresh_stale_statuses(bounded)
         with self._database.transaction() as bounded:
-            self._queries.close_heartbeats_of_dead_runners(bounded, runner_ttl=ttl)
+            self._queries.finish_heartbeats_of_dead_runners(bounded, runner_ttl=ttl)
         with self._database.transaction() as bounded:
             self._queries.remove_dead_runners(bounded, runner_ttl=ttl)
 

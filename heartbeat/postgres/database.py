@@ -21,6 +21,7 @@ import psycopg
 from psycopg import errors as pg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import tuple_row
+from psycopg.types.string import TextLoader
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from heartbeat.errors import DatabaseUnavailable
@@ -115,8 +116,8 @@ class Database:
         else:
             self._conninfo = bounded_conninfo(self._settings.database_url or "")
         self._has_bounds = self._try_bounds()
-        self._own = self._own_pool("own", "begin_bounded", _OWN_CONNECTIONS)
-        self._recording = self._own_pool("recording", "begin_recording", 1)
+        self._own = self._own_pool("own", _OWN_CONNECTIONS, "begin_bounded")
+        self._recording = self._own_pool("recording", 1, "begin_bounded", "bound_recording")
         self._flows = ConnectionPool(
             self._conninfo,
             max_size=self._settings.concurrency,
@@ -158,19 +159,19 @@ class Database:
         log.info("the connection pooler takes no settings; they are set in each transaction")
         return False
 
-    def _own_conninfo(self, begin: str) -> str:
-        return self._with_settings(begin) if self._has_bounds else self._conninfo
+    def _own_conninfo(self, *scripts: str) -> str:
+        return self._with_settings(*scripts) if self._has_bounds else self._conninfo
 
-    def _with_settings(self, begin: str) -> str:
-        """Return how to connect to a session that has from its start what the script `begin` sets."""
+    def _with_settings(self, *scripts: str) -> str:
+        """Return how to connect to a session that has from its start what the scripts set."""
         given = conninfo_to_dict(self._conninfo).get("options") or ""
         return make_conninfo(
-            self._conninfo, options=f"{given} {self._queries.session_options(begin)}".strip()
+            self._conninfo, options=f"{given} {self._queries.session_options(*scripts)}".strip()
         )
 
-    def _own_pool(self, name: str, begin: str, size: int) -> ConnectionPool[_OwnConnection]:
+    def _own_pool(self, name: str, size: int, *scripts: str) -> ConnectionPool[_OwnConnection]:
         return ConnectionPool(
-            self._own_conninfo(begin),
+            self._own_conninfo(*scripts),
             connection_class=_OwnConnection,
             kwargs={"autocommit": True},
             max_size=size,
@@ -193,7 +194,7 @@ class Database:
 
         Each statement commits by itself where the session has its bounds from the start: nothing is held between
         two of them, and the round trips of a transaction are spared. With another `timeout`, or behind a pooler,
-        they are one transaction. `recording` is for record_outcomes: the settings are those of begin_recording.
+        they are one transaction. `recording` is for record_outcomes: bound_recording has its say, too.
         `trusting` spares the round trip that proves a connection good, if it was used a moment ago; it is for who
         can try again.
 
@@ -201,7 +202,6 @@ class Database:
         the statement was not run because the server had ended the session, LockTimeout when somebody else's lock
         was in the way.
         """
-        begin = self._queries.begin_recording if recording else self._queries.begin_bounded
         pool = self._recording if recording else self._own
         with translated(), _lent(conn) if conn else self._borrowed(pool, trusting) as connection:
             try:
@@ -210,7 +210,9 @@ class Database:
                     if self._has_bounds and timeout == STATEMENT_TIMEOUT:
                         yield connection
                         return
-                    begin(connection)
+                    self._queries.begin_bounded(connection)
+                    if recording:
+                        self._queries.bound_recording(connection)
                     if timeout != STATEMENT_TIMEOUT:
                         self._queries.bound_statement(connection, milliseconds=f"{timeout * 1000:.0f}")
                     try:
@@ -280,6 +282,8 @@ class Database:
 
     def _configure_own(self, conn: Connection) -> None:
         conn.prepare_threshold = self._prepare_threshold
+        # A JSON value that Python cannot read would take all the rows that are fetched with it: each is parsed alone.
+        conn.adapters.register_loader("jsonb", TextLoader)
 
     def _stop_preparing(self) -> None:
         with self._lock:
