@@ -27,8 +27,7 @@ START_LIMIT = 30.0
 
 def session_options() -> str:
     """What the service's own sessions have from their start: a bare loop with less would flatter the service."""
-    queries = Queries()
-    return f"{queries.session_options('begin_bounded')} {queries.session_options('begin_recording')}"
+    return Queries().session_options("begin_bounded", "bound_recording")
 
 
 def migrate(url: str) -> None:

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import closing
+from dataclasses import fields
 from types import TracebackType
 from typing import Any, Self
 
@@ -267,7 +268,8 @@ def _record(row: Any) -> DataFlowRecord:
 
 
 def _run(row: Any) -> DataFlowRun:
-    return DataFlowRun(**{**row._asdict(), "result": parse_json(row.result)})
+    columns = {field.name: getattr(row, field.name) for field in fields(DataFlowRun)}
+    return DataFlowRun(**{**columns, "result": parse_json(row.result)})
 
 
 def _name(value: object) -> str:

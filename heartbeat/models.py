@@ -25,6 +25,7 @@ class DataFlowRecord:
     description: str | None
     enabled: bool
     configuration: dict[str, Any] | None
+    class_name: str
     run_interval: int
     run_timeout: int | None
     last_run_at: datetime | None

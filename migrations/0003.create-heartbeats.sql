@@ -15,11 +15,11 @@ CREATE TABLE heartbeats (
     CONSTRAINT heartbeats_pkey PRIMARY KEY (id),
     CONSTRAINT heartbeats_finished_at_not_before_received_at CHECK (finished_at >= received_at),
     CONSTRAINT heartbeats_counts_not_negative CHECK (
-        flows_due >= 0 AND flows_triggered >= 0 AND flows_succeeded >= 0 AND flows_failed >= 0
+        least(flows_due, flows_triggered, flows_succeeded, flows_failed) >= 0
     ),
     CONSTRAINT heartbeats_timestamps_finite CHECK (
-        received_at     BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'
-        AND finished_at BETWEEN '0001-01-02 00:00+00' AND '9999-12-30 00:00+00'
+        least(received_at, finished_at) >= '0001-01-02 00:00+00'
+        AND greatest(received_at, finished_at) <= '9999-12-30 00:00+00'
     )
 );
 
@@ -30,7 +30,8 @@ COMMENT ON TABLE heartbeats IS
     'One row an accepted heartbeat; rejected requests leave none. Pruned after HEARTBEAT_RETENTION_DAYS.';
 COMMENT ON COLUMN heartbeats.id IS 'Number of the heartbeat; data_flow_runs.heartbeat_id refers to it.';
 COMMENT ON COLUMN heartbeats.runner_id IS 'The process that received it. No foreign key: history outlives processes.';
-COMMENT ON COLUMN heartbeats.received_at IS 'When it began, by the database''s clock. Flows due at this moment are claimed.';
+COMMENT ON COLUMN heartbeats.received_at IS
+    'When it began, by the database''s clock. Flows due at this moment are claimed.';
 COMMENT ON COLUMN heartbeats.finished_at IS 'When the last run that it started had ended; null while one still runs.';
 COMMENT ON COLUMN heartbeats.client_ip IS 'Address of the pinger; null without HTTP.';
 COMMENT ON COLUMN heartbeats.flows_due IS 'Flows due or asked for when it began, each once.';

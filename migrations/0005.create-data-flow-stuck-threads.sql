@@ -21,7 +21,8 @@ CREATE INDEX data_flow_stuck_threads_by_flow ON data_flow_stuck_threads (data_fl
 CREATE INDEX data_flow_stuck_threads_by_runner ON data_flow_stuck_threads (runner_id);
 
 COMMENT ON TABLE data_flow_stuck_threads IS
-    'Timed-out runs whose thread has not ended yet; usually empty. Their flows are not started meanwhile. Restart the process (see data_flow_runners) to be rid of one.';
+    'Timed-out runs whose thread has not ended yet; usually empty. Their flows are not started meanwhile. '
+    'Restart the process (see data_flow_runners) to be rid of one.';
 COMMENT ON COLUMN data_flow_stuck_threads.run_id IS 'The run that timed out (data_flow_runs.id).';
 COMMENT ON COLUMN data_flow_stuck_threads.data_flow_id IS 'Its flow, which is not started while this row stands.';
 COMMENT ON COLUMN data_flow_stuck_threads.runner_id IS 'The process with the thread; the row goes with the runner.';

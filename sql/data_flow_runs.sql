@@ -1,8 +1,9 @@
 -- Statements on data_flow_runs: what became of the runs that a claim started. (data_flows.sql explains the format.)
 
 -- name: record_outcomes(runner_id, run_ids, statuses, results, errors, backtraces)
--- End runs and tell their flows, a batch at a time; returns the ids of those that were ended. A run that is missing
--- from the answer had been ended by somebody else, or is no longer this runner's: it is left as it stands.
+-- End runs and update their flows' last_run_status, a batch at a time; returns the ids of those that were ended. A run
+-- that is missing from the answer had been ended by somebody else, or is no longer this runner's: it is left as it
+-- stands. Its transaction sets heartbeat.keeps_status, so that the trigger notes no stale status (service.sql).
 WITH outcome AS MATERIALIZED (
     SELECT *
     FROM unnest(
@@ -22,7 +23,7 @@ ended AS (
         AND run.ended_at IS NULL
     RETURNING run.id, run.data_flow_id, run.status
 ),
-told AS (
+updated_flows AS (
     UPDATE data_flows AS flow
     SET last_run_status = ended.status
     FROM ended
@@ -31,9 +32,9 @@ told AS (
 SELECT id AS run_id FROM ended;
 
 -- name: record_outcomes_only(runner_id, run_ids, statuses, results, errors, backtraces)
--- The same past everybody's locks and without telling the flows, for when somebody holds a lock on one of them, on a run
--- or on the table: settle_flows tells the flows once they are free. Returns each run that is still this runner's, and
--- whether it was ended now; one that was not is locked.
+-- The same past everybody's locks and without the flows, for when somebody holds a lock on one of them, on a run or on
+-- the table. The flows' last_run_status is stale then, and refresh_stale_statuses puts it right once they are free.
+-- Returns each run that is still this runner's, and whether it was ended now; one that was not is locked.
 WITH outcome AS MATERIALIZED (
     SELECT *
     FROM unnest(
@@ -82,9 +83,8 @@ WHERE run.runner_id = :runner_id::uuid
     AND run.status = outcome.status
     AND run.error IS NOT DISTINCT FROM outcome.error;
 
--- name: close_runs_of_dead_runners(runner_ttl)!
--- Fail the runs whose runner shows no sign of life. A runner is judged from its last sign of life or the server's own
--- start, whichever is later: while the server was down, nobody could renew. 0: everybody is alive.
+-- name: fail_runs_of_dead_runners(runner_ttl)!
+-- Fail the runs whose runner is dead (data_flow_runner_is_dead, in migrations/) or gone. 0: everybody is alive.
 WITH dead AS MATERIALIZED (
     SELECT
         run.id,
@@ -98,11 +98,7 @@ WITH dead AS MATERIALIZED (
     FROM data_flow_runs AS run
     LEFT JOIN data_flow_runners AS runner ON runner.id = run.runner_id
     WHERE run.status = 'in_progress'
-        AND (
-            runner.id IS NULL
-            OR greatest(runner.last_seen_at, pg_postmaster_start_time())
-                <= statement_timestamp() - :runner_ttl::float8 * interval '1 second'
-        )
+        AND (runner.id IS NULL OR data_flow_runner_is_dead(runner.last_seen_at, :runner_ttl::float8))
     FOR UPDATE OF run SKIP LOCKED
 )
 UPDATE data_flow_runs AS run
@@ -120,69 +116,15 @@ WHERE run.status = 'in_progress' AND run.runner_id = :runner_id::uuid;
 
 -- name: get_run(run_id)^
 -- One run with its flow's name. No row: it was deleted.
-SELECT
-    run.id,
-    run.data_flow_id,
-    flow.name AS flow_name,
-    run.heartbeat_id,
-    run.runner_id,
-    run.status,
-    run.scheduled_for,
-    run.started_at,
-    run.ended_at,
-    run.duration,
-    run.result::text AS result,
-    run.error,
-    run.backtrace,
-    run.created_at
-FROM data_flow_runs AS run
-JOIN data_flows AS flow ON flow.id = run.data_flow_id
-WHERE run.id = :run_id::bigint;
+SELECT * FROM data_flow_run_log WHERE id = :run_id::bigint;
 
 -- name: list_runs(max_rows)
 -- The newest runs of all flows, newest first. No row: nothing ever ran.
-SELECT
-    run.id,
-    run.data_flow_id,
-    flow.name AS flow_name,
-    run.heartbeat_id,
-    run.runner_id,
-    run.status,
-    run.scheduled_for,
-    run.started_at,
-    run.ended_at,
-    run.duration,
-    run.result::text AS result,
-    run.error,
-    run.backtrace,
-    run.created_at
-FROM data_flow_runs AS run
-JOIN data_flows AS flow ON flow.id = run.data_flow_id
-ORDER BY run.id DESC
-LIMIT :max_rows::bigint;
+SELECT * FROM data_flow_run_log ORDER BY id DESC LIMIT :max_rows::bigint;
 
 -- name: list_runs_of_flow(data_flow_id, max_rows)
 -- The newest runs of one flow, newest first. No row: it never ran.
-SELECT
-    run.id,
-    run.data_flow_id,
-    flow.name AS flow_name,
-    run.heartbeat_id,
-    run.runner_id,
-    run.status,
-    run.scheduled_for,
-    run.started_at,
-    run.ended_at,
-    run.duration,
-    run.result::text AS result,
-    run.error,
-    run.backtrace,
-    run.created_at
-FROM data_flow_runs AS run
-JOIN data_flows AS flow ON flow.id = run.data_flow_id
-WHERE run.data_flow_id = :data_flow_id::bigint
-ORDER BY run.id DESC
-LIMIT :max_rows::bigint;
+SELECT * FROM data_flow_run_log WHERE data_flow_id = :data_flow_id::bigint ORDER BY id DESC LIMIT :max_rows::bigint;
 
 -- name: prune_runs(retention_days, max_rows)!
 -- Delete ended runs older than the retention, from among the max_rows oldest runs, so that it never reads further

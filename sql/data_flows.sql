@@ -5,57 +5,54 @@
 -- The comment under the name says what it does and what "no row" means. Parameters are written :name.
 -- Do not write a colon and a word in a comment behind code, nor a bare percent sign anywhere: write it twice.
 --
--- How a heartbeat works: open_heartbeat (heartbeats.sql) counts what is due at that moment, as_of. Then claim, below,
--- takes some of it, again and again; each claim commits at once, so no lock is held while a flow runs. As runs end,
--- record_outcomes (data_flow_runs.sql) writes what happened. close_heartbeat (heartbeats.sql) ends it.
+-- How a heartbeat works, statement by statement:
 --
--- Due is: enabled, no live run, no stuck thread, and next_run_at not after as_of, give or take run_tolerance
--- seconds, which count for at most a tenth of the flow's interval. The condition stands in due_to_run, claim and
--- open_heartbeat; a flow that changes while it is looked at is decided by the claim, which locks it.
+--   open_heartbeat (heartbeats.sql)          write its row: its beginning is as_of. Nothing to do? Then that was all.
+--     where a runner is dead or a status stale, first:
+--     fail_runs_of_dead_runners (data_flow_runs.sql), refresh_stale_statuses (data_flow_stale_statuses.sql),
+--     finish_heartbeats_of_dead_runners (heartbeats.sql), remove_dead_runners (data_flow_runners.sql)
+--   count_due (heartbeats.sql)               count what is due at as_of. It travels with the first claim.
+--   claim (below)                            start some of what is due, again and again until there is no more.
+--                                            It commits at once: no lock is held while a flow runs.
+--                                            A large one comes after take_turn (service.sql), one of two at a time.
+--   record_outcomes (data_flow_runs.sql)     write what became of the runs that have ended since the last time;
+--                                            record_outcomes_only where somebody has a row of theirs locked.
+--   answer_heartbeat (heartbeats.sql)        write its counts, and say what nobody has started: with the last outcomes,
+--                                            or at the time budget.
+--   finish_heartbeat (heartbeats.sql)        where it was answered before: once its last run has ended.
+--
+-- Due is: enabled, no live run, no stuck thread, and next_run_at not after as_of, give or take run_tolerance seconds.
+-- The condition stands once, in migrations/0008.define-due.sql: the view data_flows_waiting and the function
+-- data_flow_is_due, which due_to_run, claim, count_due and answer_heartbeat use. open_heartbeat asks less, and says why.
+-- A flow that changes while it is looked at is decided by the claim, which locks it.
 --
 -- Two spellings keep the plans what they must be, one index probe a row, whatever the statistics said when they were
--- made: OFFSET 0 keeps a look-up from being turned into a join, and "id = ANY (ARRAY[other.id])" is a join that can only
--- be done by looking up the id. A plan made while a table was small compares every row with every row, for ever.
+-- made: OFFSET 0 keeps a look-up from being turned into a join, and "id = ANY (ARRAY[other.id])" is a join that can
+-- only be done by looking up the id. A plan made while a table was small compares every row with every row, for ever.
+--
+-- A configuration and a result travel as text, although they are jsonb (the connection sees to it): each is parsed by
+-- itself, so that one that Python cannot read fails its own run and not the whole claim.
 
 -- name: due_to_run(as_of, run_tolerance)
 -- The flows that are due at a moment, oldest first. No row: nothing is due.
-SELECT
-    flow.id,
-    flow.name,
-    flow.description,
-    flow.enabled,
-    flow.configuration::text AS configuration,
-    flow.run_interval,
-    flow.run_timeout,
-    flow.last_run_at,
-    flow.last_run_status,
-    flow.next_run_at,
-    flow.created_at,
-    flow.updated_at
-FROM data_flows AS flow
-WHERE flow.enabled
-    AND flow.next_run_at <= :as_of::timestamptz + :run_tolerance::float8 * interval '1 second'
-    AND flow.next_run_at <= :as_of::timestamptz
-        + least(:run_tolerance::float8, flow.run_interval * 0.1::float8) * interval '1 second'
-    AND NOT EXISTS (
-        SELECT FROM data_flow_runs AS live
-        WHERE live.data_flow_id = flow.id AND live.status IN ('pending', 'in_progress')
-        OFFSET 0
-    )
-    AND NOT EXISTS (SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = flow.id OFFSET 0)
+SELECT *
+FROM data_flows_waiting AS flow
+WHERE data_flow_is_due(flow.next_run_at, flow.run_interval, :as_of::timestamptz, :run_tolerance::float8)
 ORDER BY flow.next_run_at;
 
 -- name: claim(as_of, first_turn, run_tolerance, max_runs, heartbeat_id, runner_id, runner_ttl, async_classes, are_async)
 -- Start up to max_runs runs, those asked for first, then the due flows, oldest first, and stamp their flows.
 -- The flow's next turn is counted from as_of, the heartbeat's beginning, so that a flow claimed late in a long
 -- heartbeat is not late for the next one; a hold (a later next_run_at) is left alone.
--- are_async says of which kind, true for the flows whose class is among async_classes, false for the others, null for
--- both: threads and event loop have room of their own. first_turn is what open_heartbeat found, where to begin to read:
--- before it the index may hold nothing but what is dead, and a dump or a forgotten transaction keeps that for hours.
+-- first_turn is what open_heartbeat found, and where to begin to read: before it the index holds nothing but the dead
+-- entries of earlier turns, which somebody's open transaction (a dump, a forgotten psql) keeps there for hours.
+-- are_async picks one kind: true the flows whose class is among async_classes, false the others, null both.
 -- No row: nothing is left to claim, or others have it locked, or this runner has been given up for dead.
 WITH requested AS MATERIALIZED (
     SELECT run.id, run.data_flow_id
     FROM data_flow_runs AS run
+    -- Joined for its lock alone: the last step stamps the flow, and would wait there for whoever has its row locked.
+    -- So the request is passed over instead, and found by a later heartbeat.
     JOIN data_flows AS flow ON flow.id = run.data_flow_id
     WHERE run.status = 'pending'
         AND run.created_at <= :as_of::timestamptz
@@ -67,29 +64,21 @@ WITH requested AS MATERIALIZED (
 ),
 due AS MATERIALIZED (
     SELECT flow.id, flow.next_run_at
-    FROM data_flows AS flow
-    WHERE flow.enabled
-        AND flow.next_run_at >= :first_turn::timestamptz
-        AND flow.next_run_at <= :as_of::timestamptz + :run_tolerance::float8 * interval '1 second'
-        AND flow.next_run_at <= :as_of::timestamptz
-            + least(:run_tolerance::float8, flow.run_interval * 0.1::float8) * interval '1 second'
+    FROM data_flows_waiting AS flow
+    WHERE flow.next_run_at >= :first_turn::timestamptz
+        AND data_flow_is_due(flow.next_run_at, flow.run_interval, :as_of::timestamptz, :run_tolerance::float8)
         AND (:are_async::boolean IS NULL OR (flow.class_name = ANY (:async_classes::text[])) = :are_async::boolean)
-        AND NOT EXISTS (
-            SELECT FROM data_flow_runs AS live
-            WHERE live.data_flow_id = flow.id AND live.status IN ('pending', 'in_progress')
-            OFFSET 0
-        )
-        AND NOT EXISTS (SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = flow.id OFFSET 0)
     ORDER BY flow.next_run_at
     LIMIT :max_runs::bigint - (SELECT count(*) FROM requested)
     FOR UPDATE SKIP LOCKED
 ),
+-- One row while this runner's lease holds, else none, and with "FROM due, alive" nothing is started: others may have
+-- failed its runs already, and what it claimed now would be failed by the next heartbeat while it runs.
 alive AS MATERIALIZED (
     SELECT runner.id
     FROM data_flow_runners AS runner
     WHERE runner.id = :runner_id::uuid
-        AND greatest(runner.last_seen_at, pg_postmaster_start_time())
-            > statement_timestamp() - :runner_ttl::float8 * interval '1 second'
+        AND NOT data_flow_runner_is_dead(runner.last_seen_at, :runner_ttl::float8)
 ),
 requested_started AS (
     UPDATE data_flow_runs AS run
@@ -125,7 +114,7 @@ RETURNING
     flow.id AS data_flow_id,
     flow.name,
     flow.class_name,
-    flow.configuration::text AS configuration,
+    flow.configuration,
     flow.run_timeout;
 
 -- name: claim_flow(name, runner_id)^
@@ -169,7 +158,7 @@ RETURNING
     flow.id AS data_flow_id,
     flow.name,
     flow.class_name,
-    flow.configuration::text AS configuration,
+    flow.configuration,
     flow.run_timeout;
 
 -- name: add_flow(name, description, enabled, configuration, run_interval, run_timeout)^
@@ -182,7 +171,8 @@ RETURNING
     name,
     description,
     enabled,
-    configuration::text AS configuration,
+    configuration,
+    class_name,
     run_interval,
     run_timeout,
     last_run_at,
@@ -211,12 +201,14 @@ WHERE flow.name = :name::text;
 
 -- name: list_flows()
 -- Every flow, by name. No row: the table is empty.
+-- Its columns are named, here and in add_flow: a prepared SELECT * fails when somebody adds a column to the table.
 SELECT
     id,
     name,
     description,
     enabled,
-    configuration::text AS configuration,
+    configuration,
+    class_name,
     run_interval,
     run_timeout,
     last_run_at,
@@ -234,7 +226,8 @@ SELECT
     status.name,
     flow.description,
     status.enabled,
-    flow.configuration::text AS configuration,
+    flow.configuration,
+    flow.class_name,
     status.run_interval,
     flow.run_timeout,
     status.last_run_status,

@@ -2,11 +2,13 @@
 
 -- name: open_heartbeat(client_ip, runner_id, run_tolerance, runner_ttl)^
 -- Write the heartbeat's row. Where there is nothing to do it is finished at once, and this is the only statement of the
--- heartbeat: so it asks only four questions, each the first look into an index. first_turn is the oldest turn that may
--- be due, whether its flow runs or not: where count_due and claim begin to read.
+-- heartbeat: so it only asks four questions, each answered by the first entry of an index. may_have_work says that
+-- one answer was yes, and needs_repair that it was one of the last two. first_turn is the oldest turn that may be due.
 WITH asked AS MATERIALIZED (
     SELECT
-        (   -- Is a turn due?
+        -- 1. May a flow be due? Not data_flow_is_due: this much of it the first entry of data_flows_due answers,
+        -- and the rest would have it read on past every flow that runs.
+        (
             SELECT flow.next_run_at
             FROM data_flows AS flow
             WHERE flow.enabled
@@ -14,15 +16,14 @@ WITH asked AS MATERIALIZED (
             ORDER BY flow.next_run_at
             LIMIT 1
         ) AS first_turn,
-        -- Was a run asked for?
+        -- 2. Was a run asked for?
         EXISTS (SELECT FROM data_flow_runs AS run WHERE run.status = 'pending') AS is_requested,
-        -- Is a status stale?
-        EXISTS (SELECT FROM data_flow_unsettled)
-        -- Is a runner dead?
+        -- 3. Is a flow's last_run_status stale?
+        EXISTS (SELECT FROM data_flow_stale_statuses)
+        -- 4. Is a runner dead? Its runs and heartbeats go on in the tables alone.
         OR EXISTS (
             SELECT FROM data_flow_runners AS runner
-            WHERE greatest(runner.last_seen_at, pg_postmaster_start_time())
-                <= statement_timestamp() - :runner_ttl::float8 * interval '1 second'
+            WHERE data_flow_runner_is_dead(runner.last_seen_at, :runner_ttl::float8)
         ) AS needs_repair
 ),
 opened AS (
@@ -42,8 +43,8 @@ SELECT
     opened.id AS heartbeat_id,
     opened.received_at AS as_of,
     opened.finished_at IS NULL AS may_have_work,
-    asked.first_turn,
     asked.needs_repair,
+    asked.first_turn,
     CASE
         WHEN opened.finished_at IS NOT NULL
         THEN (
@@ -54,22 +55,13 @@ SELECT
     END AS next_due_at
 FROM opened, asked;
 
--- name: count_due(heartbeat_id, as_of, first_turn, run_tolerance)^
+-- name: count_due(heartbeat_id, as_of, first_turn, run_tolerance)
 -- Count what was due or asked for when a heartbeat began, each flow once.
 WITH due AS (
     SELECT count(*) AS flows
-    FROM data_flows AS flow
-    WHERE flow.enabled
-        AND flow.next_run_at >= :first_turn::timestamptz
-        AND flow.next_run_at <= :as_of::timestamptz + :run_tolerance::float8 * interval '1 second'
-        AND flow.next_run_at <= :as_of::timestamptz
-            + least(:run_tolerance::float8, flow.run_interval * 0.1::float8) * interval '1 second'
-        AND NOT EXISTS (
-            SELECT FROM data_flow_runs AS live
-            WHERE live.data_flow_id = flow.id AND live.status IN ('pending', 'in_progress')
-            OFFSET 0
-        )
-        AND NOT EXISTS (SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = flow.id OFFSET 0)
+    FROM data_flows_waiting AS flow
+    WHERE flow.next_run_at >= :first_turn::timestamptz
+        AND data_flow_is_due(flow.next_run_at, flow.run_interval, :as_of::timestamptz, :run_tolerance::float8)
 ),
 requested AS (
     SELECT count(*) AS flows
@@ -88,34 +80,23 @@ counted AS (
 )
 SELECT due.flows + requested.flows AS flows_due FROM due, requested;
 
--- name: answer_heartbeat(heartbeat_id, is_finished, flows_triggered, flows_succeeded, flows_failed, as_of, first_turn, run_tolerance)^
+-- name: answer_heartbeat(heartbeat_id, is_finished, triggered, succeeded, failed, as_of, first_turn, run_tolerance)^
 -- Write a heartbeat's counts, finished or so far, and say how many flows that were due or asked for nobody has started
 -- yet, and when the next one is due.
 WITH written AS (
     UPDATE heartbeats AS beat
-    SET flows_triggered = :flows_triggered::integer,
-        flows_succeeded = :flows_succeeded::integer,
-        flows_failed = :flows_failed::integer,
+    SET flows_triggered = :triggered::integer,
+        flows_succeeded = :succeeded::integer,
+        flows_failed = :failed::integer,
         finished_at = CASE WHEN :is_finished::boolean THEN greatest(clock_timestamp(), beat.received_at) END
     WHERE beat.id = :heartbeat_id::bigint
 )
 SELECT
     (
         SELECT count(*)
-        FROM data_flows AS flow
-        WHERE flow.enabled
-            AND flow.next_run_at >= :first_turn::timestamptz
-            AND flow.next_run_at <= :as_of::timestamptz + :run_tolerance::float8 * interval '1 second'
-            AND flow.next_run_at <= :as_of::timestamptz
-                + least(:run_tolerance::float8, flow.run_interval * 0.1::float8) * interval '1 second'
-            AND NOT EXISTS (
-                SELECT FROM data_flow_runs AS live
-                WHERE live.data_flow_id = flow.id AND live.status IN ('pending', 'in_progress')
-                OFFSET 0
-            )
-            AND NOT EXISTS (
-                SELECT FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = flow.id OFFSET 0
-            )
+        FROM data_flows_waiting AS flow
+        WHERE flow.next_run_at >= :first_turn::timestamptz
+            AND data_flow_is_due(flow.next_run_at, flow.run_interval, :as_of::timestamptz, :run_tolerance::float8)
     ) + (
         SELECT count(*)
         FROM data_flow_runs AS run
@@ -131,27 +112,23 @@ SELECT
         WHERE flow.enabled AND flow.next_run_at > statement_timestamp()
     ) AS next_due_at;
 
--- name: finish_heartbeat(heartbeat_id, flows_triggered, flows_succeeded, flows_failed)!
+-- name: finish_heartbeat(heartbeat_id, triggered, succeeded, failed)!
 -- Finish a heartbeat that was answered before its last run had ended. 0: the row was pruned.
 UPDATE heartbeats
-SET flows_triggered = :flows_triggered::integer,
-    flows_succeeded = :flows_succeeded::integer,
-    flows_failed = :flows_failed::integer,
+SET flows_triggered = :triggered::integer,
+    flows_succeeded = :succeeded::integer,
+    flows_failed = :failed::integer,
     finished_at = greatest(clock_timestamp(), received_at)
 WHERE id = :heartbeat_id::bigint AND finished_at IS NULL;
 
--- name: close_heartbeats_of_dead_runners(runner_ttl)!
--- Finish the heartbeats whose process died, with what their runs say. Run it after close_runs_of_dead_runners.
+-- name: finish_heartbeats_of_dead_runners(runner_ttl)!
+-- Finish the heartbeats whose process died, with what their runs say. Run it after fail_runs_of_dead_runners.
 WITH dead AS MATERIALIZED (
     SELECT beat.id
     FROM heartbeats AS beat
     LEFT JOIN data_flow_runners AS runner ON runner.id = beat.runner_id
     WHERE beat.finished_at IS NULL
-        AND (
-            runner.id IS NULL
-            OR greatest(runner.last_seen_at, pg_postmaster_start_time())
-                <= statement_timestamp() - :runner_ttl::float8 * interval '1 second'
-        )
+        AND (runner.id IS NULL OR data_flow_runner_is_dead(runner.last_seen_at, :runner_ttl::float8))
     LIMIT 100
     FOR UPDATE OF beat SKIP LOCKED
 )

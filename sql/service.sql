@@ -1,42 +1,39 @@
 -- Statements on no table of ours: bounds on waiting, and the migrations. (data_flows.sql explains the format.)
 
 -- name: begin_bounded()#
--- Begin a transaction whose every wait is bounded, in one round trip; and with plans that go by the indexes, also while
--- the tables are new and have no statistics, or have grown since. They are made once a connection: making one takes
--- longer than running it. What a role or a database may have set otherwise is set as the service needs it. And the claim sets next_run_at itself, whatever the trigger of data_flows thinks.
--- Sessions get the same settings at their start, where no pooler is in the way.
+-- Begin a transaction whose every wait is bounded and whose plans go by the indexes, in one round trip. Sessions get
+-- the same settings at their start, where no pooler is in the way; so there is nothing here but BEGIN and SET LOCAL.
 BEGIN ISOLATION LEVEL READ COMMITTED;
+-- Somebody's lock, a silent client, a slow plan: a heartbeat is answered 503 within five seconds, whatever it was.
 SET LOCAL lock_timeout = '2s';
 SET LOCAL statement_timeout = '4s';
+-- A process that was stopped in the middle keeps no lock for longer than this.
 SET LOCAL idle_in_transaction_session_timeout = '2s';
+-- A role or a database may have it otherwise; under REPEATABLE READ two claims at once end in serialization errors.
 SET LOCAL default_transaction_isolation = 'read committed';
+-- The forms in which psycopg reads times and intervals; a role may have chosen others.
 SET LOCAL datestyle = 'ISO';
 SET LOCAL intervalstyle = 'postgres';
 SET LOCAL timezone = 'UTC';
+-- The statements all find a few rows by an index; while the tables are new and without statistics, or have grown since,
+-- the planner would read them through.
 SET LOCAL enable_seqscan = off;
+-- A plan is made once a connection: making it takes longer than running it, and so does compiling it.
 SET LOCAL plan_cache_mode = force_generic_plan;
 SET LOCAL jit = off;
+-- The claim sets next_run_at itself, also to what it was (a hold): the trigger of data_flows leaves it alone.
 SET LOCAL heartbeat.keeps_schedule = 'on';
+
+-- name: bound_recording()#
+-- What a transaction, or a session, that records outcomes has otherwise: to be run after begin_bounded.
+-- An outcome waits for nobody's lock for long; record_outcomes_only goes past it.
+SET LOCAL lock_timeout = '200ms';
+-- record_outcomes updates last_run_status itself: data_flow_runs_stale_status_on_end need not note the flow.
+SET LOCAL heartbeat.keeps_status = 'on';
 
 -- name: has_bounds()$
 -- Whether the session has these settings from its start.
 SELECT current_setting('heartbeat.keeps_schedule', true) IS NOT DISTINCT FROM 'on';
-
--- name: begin_recording()#
--- The same for record_outcomes, which waits for nobody's lock and tells the flows itself (the trigger
--- data_flow_runs_ended_untold need not).
-BEGIN ISOLATION LEVEL READ COMMITTED;
-SET LOCAL lock_timeout = '200ms';
-SET LOCAL statement_timeout = '4s';
-SET LOCAL idle_in_transaction_session_timeout = '2s';
-SET LOCAL default_transaction_isolation = 'read committed';
-SET LOCAL datestyle = 'ISO';
-SET LOCAL intervalstyle = 'postgres';
-SET LOCAL timezone = 'UTC';
-SET LOCAL enable_seqscan = off;
-SET LOCAL plan_cache_mode = force_generic_plan;
-SET LOCAL jit = off;
-SET LOCAL heartbeat.tells_flows = 'on';
 
 -- name: bound_statement(milliseconds)$
 -- Another bound for this transaction's statements.
@@ -49,6 +46,19 @@ DISCARD ALL;
 -- name: applied_migrations()
 -- The migrations that the database has had. An error (no such table): none.
 SELECT migration_id FROM _yoyo_migration ORDER BY migration_id;
+
+-- name: schema_fingerprints()
+-- The text that they had when they were applied. An error (no such table): an unreleased version applied them.
+SELECT migration_id, fingerprint, version FROM data_flow_schema ORDER BY migration_id;
+
+-- name: note_fingerprint(migration_id, fingerprint, version)!
+-- Note a migration's text, in the transaction that applies it.
+INSERT INTO data_flow_schema (migration_id, fingerprint, version)
+VALUES (:migration_id::text, :fingerprint::text, :version::text);
+
+-- name: forget_fingerprint(migration_id)!
+-- Strike the note, in the transaction that undoes the migration.
+DELETE FROM data_flow_schema WHERE migration_id = :migration_id::text;
 
 -- name: lock_migrations()^
 -- Wait until no other process migrates; the lock goes with the connection, however that ends.

@@ -194,7 +194,7 @@ def test_migrate_says_what_it_applied_and_does_it_once(tmp_path: Path, empty_dat
     first, second = command("migrate"), command("migrate")
 
     assert (first.status, second.status) == (0, 0)
-    assert first.lines[0] == "applied 0001.create-data-flows"
+    assert first.lines[0] == "applied 0000.create-data-flow-schema"
     assert second.out == "the schema is up to date\n"
     assert command("flows").status == 0
 
@@ -205,7 +205,7 @@ def test_migrate_rolls_back_as_many_as_it_is_told(command: Command) -> None:
 
     assert len(newest.lines) == 1
     assert newest.lines[0].startswith("rolled back 0")
-    assert rest.lines[-1] == "rolled back 0001.create-data-flows"
+    assert rest.lines[-1] == "rolled back 0000.create-data-flow-schema"
     assert command("migrate", "--rollback").out == "there is nothing to roll back\n"
     assert "heartbeat migrate" in command("beat").failed_with(1)
 
@@ -848,6 +848,6 @@ def test_a_killed_command_leaves_nothing_that_the_next_one_minds(tmp_path: Path)
 def test_migrate_and_check_work_on_the_embedded_server(tmp_path: Path) -> None:
     command = Command(tmp_path)
 
-    assert command("migrate").lines[0].startswith("applied 0001")
+    assert command("migrate").lines[0].startswith("applied 0000")
     assert command("check").status == 0
     assert leftovers(tmp_path) == []

@@ -98,7 +98,7 @@ def test_the_grants_of_the_readme_are_all_that_the_service_needs(
         db.execute(statement)
     db.execute("INSERT INTO data_flows (name, run_interval) VALUES ('Fine', 60), ('Fails', 60)")
     db.execute("INSERT INTO data_flows (name, run_interval, run_timeout) VALUES ('Overstays', 60, 1)")
-    db.execute("INSERT INTO data_flow_unsettled (data_flow_id) VALUES (1)")
+    db.execute("INSERT INTO data_flow_stale_statuses (data_flow_id) VALUES (1)")
     db.execute(
         "INSERT INTO data_flow_runners (id, host, pid, last_seen_at)"
         " VALUES (gen_random_uuid(), 'gone', 1, now() - interval '1 day')"
@@ -110,7 +110,7 @@ def test_the_grants_of_the_readme_are_all_that_the_service_needs(
         assert hb.trigger_run("Fine").status == "success"
         assert (hb.flow_status() and hb.runs() and hb.health().ok, hb.prune()) == (True, 0)
     assert db.execute("SELECT count(*) FROM data_flow_runners").fetchone() == (0,)
-    assert db.execute("SELECT count(*) FROM data_flow_unsettled").fetchone() == (0,)
+    assert db.execute("SELECT count(*) FROM data_flow_stale_statuses").fetchone() == (0,)
 
 
 def test_the_readme_lists_every_setting_with_its_default() -> None:

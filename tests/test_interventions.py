@@ -168,7 +168,7 @@ def test_a_flow_deleted_while_it_runs_takes_nothing_else_along(db: Conn, databas
         assert heartbeat_row(db, report.heartbeat_id).finished_at is not None
         add_flow(db, "Slow")
         assert hb.beat().flows_succeeded == 1, "one of its name can be added again"
-    assert db.execute("SELECT count(*) FROM data_flow_unsettled").fetchone() == (0,)
+    assert db.execute("SELECT count(*) FROM data_flow_stale_statuses").fetchone() == (0,)
 
 
 def test_a_runner_deleted_by_hand_begins_anew_and_its_runs_write_nothing(db: Conn, database_url: str) -> None:
@@ -230,7 +230,7 @@ def test_an_open_transaction_on_one_flow_delays_the_record_of_no_other(
         dba.execute(end)
         beat.result()
         wait_until(lambda: not live_runs(db), what="the last record")
-        wait_until(lambda: hb.beat() and unsettled(db) == [], what="the statuses to be put right")
+        wait_until(lambda: hb.beat() and stale_statuses(db) == [], what="the statuses to be put right")
     if "DELETE" in statement and end == "commit":
         assert "Slow" not in statuses(db)
         return
@@ -267,7 +267,7 @@ def live_runs(db: Conn) -> list[Any]:
     return db.execute("SELECT id FROM data_flow_runs WHERE ended_at IS NULL").fetchall()
 
 
-def unsettled(db: Conn) -> list[Any]:
+def stale_statuses(db: Conn) -> list[Any]:
     return db.execute(
         "SELECT name FROM data_flows WHERE last_run_status IN ('pending', 'in_progress')"
     ).fetchall()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import psycopg
@@ -14,7 +17,10 @@ from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 
 from heartbeat import DatabaseUnavailable, Heartbeat, SchemaError
 from heartbeat.postgres import migrate
+from heartbeat.postgres.embedded import EmbeddedServer
 from heartbeat.postgres.migrate import rollback, upgrade
+from tests.support import schema_snapshot
+from tests.support.commands import Command
 from tests.support.rows import Background, Conn
 from tests.support.service import wait_until
 
@@ -125,7 +131,7 @@ def test_a_migration_that_fails_is_rolled_back_whole_and_named(
 
 def test_a_rollback_that_fails_names_its_migration(database_url: str) -> None:
     with psycopg.connect(database_url) as conn:
-        conn.execute("ALTER INDEX data_flow_runs_by_flow RENAME TO mine")
+        conn.execute("ALTER VIEW data_flows_waiting RENAME TO mine")
     newest = applied(database_url)[-1]
     with pytest.raises(SchemaError, match=newest.split(".")[1]):
         rollback(database_url)
@@ -167,6 +173,207 @@ def test_a_database_that_is_not_there_is_unavailable_in_one_line() -> None:
     with pytest.raises(DatabaseUnavailable) as refusal:
         upgrade("postgresql://somebody@127.0.0.1:1/nothing")
     assert "\n" not in str(refusal.value)
+
+
+# --- a schema that an unreleased version made -----------------------------------------------------------
+
+FROM_ANOTHER_TEXT = "UPDATE data_flow_schema SET fingerprint = 'another' WHERE migration_id LIKE '0004.%'"
+UNRELEASED = {
+    "one migration's text was another": FROM_ANOTHER_TEXT,
+    "one migration was not noted": "DELETE FROM data_flow_schema WHERE migration_id LIKE '0004.%'",
+    "no migration was noted": "DELETE FROM data_flow_schema",
+    "nothing was noted yet": "DROP TABLE data_flow_schema",
+    "a migration has another name now": (
+        "UPDATE data_flow_schema SET migration_id = '0004.old' WHERE migration_id LIKE '0004.%';"
+        "UPDATE _yoyo_migration SET migration_id = '0004.old', migration_hash = 'x' WHERE migration_id LIKE '0004.%'"
+    ),
+    # What the last version before the notes had: migrations that were folded away, and names that are gone.
+    "it is last week's": (
+        "DROP VIEW data_flows_waiting, data_flow_run_log;"
+        "DROP TABLE data_flow_schema;"
+        "DROP TABLE data_flow_stale_statuses;"
+        "CREATE TABLE data_flow_unsettled (data_flow_id bigint PRIMARY KEY);"
+        "DELETE FROM _yoyo_migration WHERE migration_id LIKE '0000.%' OR migration_id LIKE '0008.%';"
+        "DELETE FROM _yoyo_migration WHERE migration_id LIKE '0006.%';"
+        "INSERT INTO _yoyo_migration (migration_hash, migration_id, applied_at_utc)"
+        " VALUES ('x', '0006.create-data-flow-unsettled', now()), ('y', '0010.leave-room-in-indexes', now())"
+    ),
+}
+
+
+@pytest.fixture(params=UNRELEASED.values(), ids=UNRELEASED)
+def unreleased(request: pytest.FixtureRequest, db: Conn, database_url: str) -> str:
+    """URL of a database with flow `orders` that an earlier commit migrated."""
+    db.execute("INSERT INTO data_flows (name, run_interval) VALUES ('orders', 60)")
+    db.execute(request.param)
+    return database_url
+
+
+@pytest.fixture
+def command(tmp_path: Path, database_url: str) -> Command:
+    return Command(tmp_path, database_url=database_url)
+
+
+def names(db: Conn) -> list[str]:
+    return [name for (name,) in db.execute("SELECT name FROM data_flows")]
+
+
+def test_a_schema_of_an_unreleased_version_stops_every_start_with_one_line_that_names_the_way_out(
+    unreleased: str,
+) -> None:
+    with pytest.raises(SchemaError, match=r"unreleased version.*`heartbeat migrate --reset`") as refusal:
+        Heartbeat(database_url=unreleased).start()
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("step", [upgrade, rollback])
+def test_it_is_neither_upgraded_nor_rolled_back(db: Conn, unreleased: str, step: Callable[..., Any]) -> None:
+    before = applied(unreleased)
+    with pytest.raises(SchemaError, match="`heartbeat migrate --reset`"):
+        step(unreleased)
+    assert (applied(unreleased), names(db)) == (before, ["orders"])
+
+
+def test_a_reset_drops_all_of_it_and_makes_the_schema_anew(
+    db: Conn, unreleased: str, new_database: Callable[..., str]
+) -> None:
+    fresh = new_database()
+    assert migrate.reset(unreleased) == upgrade(fresh) == applied(unreleased)
+    assert schema_snapshot.snapshot(unreleased) == schema_snapshot.snapshot(fresh)
+    assert names(db) == []
+    with Heartbeat(database_url=unreleased) as hb:
+        assert hb.beat().flows_due == 0
+
+
+def test_what_a_reset_drops_is_all_that_the_migrations_make(db: Conn) -> None:
+    with db.transaction():
+        db.execute((migrate.DIRECTORY / "reset" / "drop-everything.sql").read_text("utf-8"))
+    assert (
+        db.execute(
+            "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relname !~ 'yoyo' "
+            "UNION ALL SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace "
+            "UNION ALL SELECT migration_id FROM _yoyo_migration"
+        ).fetchall()
+        == []
+    )
+
+
+def test_a_reset_refuses_what_can_be_kept(db: Conn, database_url: str, empty_database_url: str) -> None:
+    with pytest.raises(SchemaError, match="nothing to reset"):
+        migrate.reset(database_url)
+    with pytest.raises(SchemaError, match="no schema of ours"):
+        migrate.reset(empty_database_url)
+    db.execute(FROM_ANOTHER_TEXT)
+    db.execute("UPDATE data_flow_schema SET version = '1.0.0' WHERE migration_id LIKE '0007.%'")
+    with pytest.raises(SchemaError, match="a released version"):
+        migrate.reset(database_url)
+    assert len(applied(database_url)) == len(upgrade(empty_database_url))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "named"),
+    [
+        ("CREATE TABLE invoices (flow bigint CONSTRAINT of_flow REFERENCES data_flows)", "of_flow.*invoices"),
+        ("CREATE VIEW invoices AS SELECT * FROM heartbeats", "invoices"),
+        ("CREATE TABLE invoices () INHERITS (data_flow_runs)", "invoices"),
+    ],
+    ids=["a foreign key", "a view", "a segment of history"],
+)
+def test_a_reset_drops_nothing_while_something_of_somebody_else_depends_on_it(
+    db: Conn, database_url: str, theirs: str, named: str
+) -> None:
+    db.execute(
+        f"{theirs}; {FROM_ANOTHER_TEXT}; INSERT INTO data_flows (name, run_interval) VALUES ('orders', 60)"
+    )
+    with pytest.raises(SchemaError, match=named) as refusal:
+        migrate.reset(database_url)
+    assert "\n" not in str(refusal.value)
+    assert names(db) == ["orders"]
+    assert db.execute("SELECT to_regclass('invoices')").fetchone() == ("invoices",)
+
+
+def test_a_reset_leaves_alone_what_is_not_ours(db: Conn, database_url: str) -> None:
+    db.execute(f"CREATE TABLE data_flow_costs (n integer); {FROM_ANOTHER_TEXT}")
+    db.execute(
+        "INSERT INTO _yoyo_migration (migration_hash, migration_id, applied_at_utc) VALUES ('h', '0001.host', now())"
+    )
+    migrate.reset(database_url)
+    assert "0001.host" in applied(database_url)
+    assert db.execute("SELECT to_regclass('data_flow_costs')").fetchone() == ("data_flow_costs",)
+
+
+def test_migrations_of_a_host_are_no_reason_to_refuse(empty_database_url: str) -> None:
+    ids = upgrade(empty_database_url)
+    rollback(empty_database_url, len(ids))
+    with psycopg.connect(empty_database_url) as conn:
+        conn.execute(
+            "INSERT INTO _yoyo_migration (migration_hash, migration_id, applied_at_utc) "
+            "VALUES ('h', '0001.host', now())"
+        )
+    with pytest.raises(SchemaError, match="no schema of ours"):
+        migrate.reset(empty_database_url)
+    assert upgrade(empty_database_url) == ids
+
+
+def test_a_comment_or_a_blank_line_in_a_migration_makes_no_other_schema(
+    empty_database_url: str, migrations: Path
+) -> None:
+    upgrade(empty_database_url)
+    file = migrations / "0003.create-heartbeats.sql"
+    text = file.read_text("utf-8")
+    file.write_text("-- Another reason.\n\n" + text.replace("\n", "  \r\n"), "utf-8")
+    Heartbeat(database_url=empty_database_url).start().close()
+    file.write_text(text.replace("integer", "bigint"), "utf-8")
+    with pytest.raises(SchemaError, match="--reset"):
+        Heartbeat(database_url=empty_database_url).start()
+
+
+def test_the_command_says_what_is_wrong_and_resets_when_it_is_told_to(db: Conn, command: Command) -> None:
+    db.execute(f"{FROM_ANOTHER_TEXT}; INSERT INTO data_flows (name, run_interval) VALUES ('orders', 60)")
+    assert "migrate --reset" in command("migrate").failed_with(1)
+    assert "migrate --reset" in command("beat").failed_with(1)
+    assert "migrate --reset" in command("check").out
+    unasked = command("migrate", "--reset")
+    assert (unasked.status, "--yes" in unasked.err, names(db)) == (2, True, ["orders"])
+    done = command("migrate", "--reset", "--yes")
+    assert (done.status, names(db)) == (0, [])
+    assert done.lines == [f"applied {name}" for name in applied(command.settings["database_url"])]
+    assert "nothing to reset" in command("migrate", "--reset", "--yes").failed_with(1)
+
+
+@pytest.mark.parametrize(
+    ("typed", "status", "left"), [("\n", 1, ["orders"]), ("n\n", 1, ["orders"]), ("y\n", 0, [])]
+)
+def test_at_a_terminal_it_asks_and_takes_no_answer_for_no(
+    db: Conn, command: Command, typed: str, status: int, left: list[str]
+) -> None:
+    db.execute(f"{FROM_ANOTHER_TEXT}; INSERT INTO data_flows (name, run_interval) VALUES ('orders', 60)")
+    done = command.on_a_terminal("migrate", "--reset", typed=typed)
+    assert (done.status, names(db)) == (status, left)
+    assert "Drop every flow" in done.out
+
+
+def test_reset_and_rollback_together_are_wrong_usage(command: Command) -> None:
+    assert command("migrate", "--reset", "--rollback", "1").status == 2
+
+
+def test_the_embedded_server_of_an_unreleased_version_names_the_way_out_too(tmp_path: Path) -> None:
+    command = Command(tmp_path)
+    assert command("migrate").status == 0
+    with closing_server(tmp_path) as url, psycopg.connect(url) as conn:
+        conn.execute(FROM_ANOTHER_TEXT)
+    assert "migrate --reset" in command("beat").failed_with(1)
+    assert command("migrate", "--reset", "--yes").status == 0
+    assert command("beat").status == 0
+
+
+@contextmanager
+def closing_server(directory: Path) -> Iterator[str]:
+    server = EmbeddedServer(directory / ".heartbeat")
+    try:
+        yield server.start()
+    finally:
+        server.stop()
 
 
 # --- every form that libpq takes ------------------------------------------------------------------------

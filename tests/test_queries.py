@@ -13,8 +13,10 @@ import aiosql
 import psycopg
 import pytest
 
+import heartbeat
 from heartbeat import Heartbeat, QueryError
-from heartbeat.postgres.queries import SHIPPED
+from heartbeat.postgres.migrate import DIRECTORY
+from heartbeat.postgres.queries import SHIPPED, Queries
 from tests.support import postgres as servers
 from tests.support.rows import Conn, Noop, add_flow
 
@@ -42,6 +44,75 @@ def test_one_file_explains_the_format_and_the_others_say_where() -> None:
     for file in FILES:
         opening = file.read_text("utf-8").partition("-- name:")[0]
         assert "aiosql" in opening or "data_flows.sql explains the format" in opening, file.name
+
+
+def test_no_line_of_sql_is_too_long_to_be_read() -> None:
+    files = [*SHIPPED.rglob("*.sql"), *DIRECTORY.rglob("*.sql")]
+    assert len(files) > 30
+    long = [
+        f"{file.name}:{number}"
+        for file in files
+        for number, line in enumerate(file.read_text("utf-8").splitlines(), 1)
+        if len(line) > 120
+    ]
+    assert long == []
+
+
+COMMENT = re.compile(r"^\s*--(?! name:).*$", re.MULTILINE)
+SNAKE = re.compile(r"(?<![\w./])[a-z]+(?:_[a-z0-9]+)+(?![\w/])")
+
+
+def identifiers() -> set[str]:
+    """Return every name that stands in code: of statements, parameters, columns, tables, constraints, settings."""
+    files = [*FILES, *DIRECTORY.glob("*.sql")]
+    return set(SNAKE.findall("".join(COMMENT.sub("", file.read_text("utf-8")) for file in files)))
+
+
+@pytest.mark.parametrize("file", [*FILES, *sorted(DIRECTORY.glob("*.sql"))], ids=lambda file: file.name)
+def test_what_a_comment_names_is_there(file: Path) -> None:
+    named = set(SNAKE.findall("".join(COMMENT.findall(file.read_text("utf-8")))))
+    stems = {other.stem for other in FILES}
+    assert named - identifiers() - stems == set()
+
+
+def test_what_the_design_names_is_there() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "design.md").read_text("utf-8")
+    named = {name for quoted in re.findall(r"`([^`\n]+)`", text) for name in SNAKE.findall(quoted)}
+    python = "".join(file.read_text("utf-8") for file in Path(heartbeat.__file__).parent.rglob("*.py"))
+    assert named - identifiers() - set(SNAKE.findall(python)) - OTHER_PEOPLES == set()
+
+
+OTHER_PEOPLES = {"yoyo_lock"}
+
+
+def test_the_first_page_names_every_statement_of_a_heartbeat() -> None:
+    opening = (SHIPPED / "data_flows.sql").read_text("utf-8").partition("-- name:")[0]
+    in_turn = re.findall(r"^--   (\w+) \(", opening, re.MULTILINE)
+    assert in_turn == [
+        "open_heartbeat",
+        "count_due",
+        "claim",
+        "record_outcomes",
+        "what_remains",
+        "finish_heartbeat",
+    ]
+    assert set(in_turn) <= statements().keys()
+    for rule, users in USERS.items():
+        assert {name for name, sql in statements().items() if f"{rule}(" in sql} == users
+
+
+# Who goes by the rules that are defined in migrations/; the first page says the same.
+USERS = {
+    "data_flow_is_due": {"due_to_run", "claim", "count_due", "what_remains"},
+    "data_flow_runner_is_dead": {
+        "open_heartbeat",
+        "count_due",
+        "claim",
+        "fail_runs_of_dead_runners",
+        "finish_heartbeats_of_dead_runners",
+        "remove_dead_runners",
+    },
+}
 
 
 # --- a DBA's own copy -----------------------------------------------------------------------------------
@@ -78,7 +149,7 @@ def test_an_edit_of_the_copy_is_what_runs(db: Conn, database_url: str, copy: Pat
         text = (copy / "data_flows.sql").read_text("utf-8")
         before, name, after = text.partition(f"-- name: {statement}(")
         after = after.replace(
-            "WHERE flow.enabled\n", "WHERE flow.enabled AND left(flow.name, 4) <> 'tmp_'\n", 1
+            "WHERE data_flow_is_due(", "WHERE left(flow.name, 4) <> 'tmp_' AND data_flow_is_due(", 1
         )
         (copy / "data_flows.sql").write_text(before + name + after, "utf-8")
     with Heartbeat(flows=[Noop], database_url=database_url, sql_dir=copy) as hb:
@@ -159,14 +230,16 @@ def test_what_postgres_refuses_stops_the_start_with_its_message(
 def test_a_percent_sign_that_is_not_doubled_stops_the_start_not_a_heartbeat_later(
     database_url: str, copy: Path, condition: str
 ) -> None:
-    edit(copy / "data_flows.sql", "WHERE flow.enabled\n", f"WHERE flow.enabled AND {condition}\n")
+    edit(copy / "data_flows.sql", "WHERE data_flow_is_due(", f"WHERE {condition} AND data_flow_is_due(")
     error = refusal(database_url, copy)
     assert error.query == "due_to_run"
     assert "%" in str(error)
 
 
 def test_a_doubled_percent_sign_is_a_percent_sign(db: Conn, database_url: str, copy: Path) -> None:
-    edit(copy / "data_flows.sql", "WHERE flow.enabled\n", "WHERE flow.enabled AND flow.name LIKE 'N%%'\n")
+    edit(
+        copy / "data_flows.sql", "WHERE data_flow_is_due(", "WHERE flow.name LIKE 'N%%' AND data_flow_is_due("
+    )
     add_flow(db, "Noop")
     add_flow(db, "other")
     with Heartbeat(database_url=database_url, sql_dir=copy) as hb:
@@ -191,10 +264,10 @@ def test_a_name_that_stands_twice_in_a_file_is_named(database_url: str, copy: Pa
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("    flow.next_run_at,\n", ""),
-        ("    flow.next_run_at,\n", "    flow.next_run_at AS due_at,\n"),
-        ("    flow.next_run_at,\n", "    flow.next_run_at,\n    flow.next_run_at AS due_at,\n"),
-        ("    flow.id,\n    flow.name,\n", "    flow.name,\n    flow.id,\n"),
+        ("    status.next_run_at,\n", ""),
+        ("    status.next_run_at,\n", "    status.next_run_at AS due_at,\n"),
+        ("    status.next_run_at,\n", "    status.next_run_at,\n    status.next_run_at AS due_at,\n"),
+        ("    status.id,\n    status.name,\n", "    status.name,\n    status.id,\n"),
     ],
     ids=["one less", "another name", "one more", "another order"],
 )
@@ -203,14 +276,14 @@ def test_other_columns_than_the_shipped_ones_are_refused(
 ) -> None:
     edit(copy / "data_flows.sql", old, new)
     error = refusal(database_url, copy)
-    assert error.query == "due_to_run"
+    assert error.query == "list_flow_status"
     assert "columns" in str(error)
 
 
 def test_a_column_of_another_type_is_refused_too(database_url: str, copy: Path) -> None:
-    edit(copy / "data_flows.sql", "flow.configuration::text AS configuration", "flow.configuration")
+    edit(copy / "data_flows.sql", "flow.configuration", "flow.configuration::text AS configuration")
     error = refusal(database_url, copy)
-    assert error.query == "due_to_run"
+    assert error.query == "claim"
     assert "configuration" in str(error)
 
 
@@ -227,6 +300,88 @@ def test_a_statement_of_the_dbas_own_is_no_reason_to_refuse(database_url: str, c
     (copy / "ours.sql").write_text("-- name: check()\n-- Ours.\nSELECT 1 AS one;\n")
     with Heartbeat(database_url=database_url, sql_dir=copy) as hb:
         assert hb.beat().flows_due == 0
+
+
+# --- the session's settings -----------------------------------------------------------------------------
+
+
+def test_a_session_has_from_its_start_what_a_transaction_would_set(database_url: str) -> None:
+    queries = Queries()
+    show = (
+        "SELECT name, setting FROM pg_settings WHERE source IN ('client', 'session') "
+        "AND name <> 'transaction_isolation' UNION ALL SELECT name, value FROM (VALUES "
+        "('schedule', current_setting('heartbeat.keeps_schedule', true)), "
+        "('status', current_setting('heartbeat.keeps_status', true))) AS ours (name, value)"
+    )
+    options = queries.session_options("begin_bounded", "bound_recording")
+    with psycopg.connect(database_url, options=options) as conn:
+        at_start = dict(conn.execute(show).fetchall())
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        queries.begin_bounded(conn)
+        queries.bound_recording(conn)
+        set_locally = dict(conn.execute(show).fetchall())
+    assert at_start.items() >= {"lock_timeout": "200", "statement_timeout": "4000", "status": "on"}.items()
+    assert at_start == set_locally
+
+
+VALUES = [
+    ("SET LOCAL work_mem = '64MB';", "work_mem", "64MB"),
+    ("set local work_mem to '64 MB'; -- more; for the DBA's = sake", "work_mem", "64MB"),
+    ("SET LOCAL work_mem=65536;", "work_mem", "64MB"),
+    ("SET LOCAL\n    random_page_cost = 1.1 ;", "random_page_cost", "1.1"),
+    ("SET LOCAL enable_hashjoin TO OFF;", "enable_hashjoin", "off"),
+    (
+        "/* a; 'b */ SET LOCAL application_name = 'it''s a; \\ \"name\"';",
+        "application_name",
+        'it\'s a; \\ "name"',
+    ),
+    ("SET LOCAL application_name = '';", "application_name", ""),
+    (
+        "SET LOCAL search_path = Sched, \"My Schema\", '$user';",
+        "search_path",
+        '"sched", "My Schema", "$user"',
+    ),
+    ("SET LOCAL search_path = 'Sched, other';", "search_path", '"Sched, other"'),
+    ("SET LOCAL DateStyle = ISO, DMY;", "datestyle", "ISO, DMY"),
+]
+
+
+@pytest.mark.parametrize(("line", "name", "value"), VALUES, ids=[line for line, _, _ in VALUES])
+def test_a_setting_of_a_dbas_own_reaches_the_sessions_in_whatever_form_it_is_written(
+    database_url: str, copy: Path, line: str, name: str, value: str
+) -> None:
+    edit(copy / "service.sql", "SET LOCAL jit = off;\n", f"{line}\n")
+    with psycopg.connect(database_url, options=Queries(copy).session_options("begin_bounded")) as conn:
+        assert conn.execute("SELECT current_setting(%s)", [name]).fetchone() == (value,)
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        Queries(copy).begin_bounded(conn)
+        in_a_transaction = conn.execute("SELECT current_setting(%s)", [name]).fetchone()
+    assert in_a_transaction is not None
+    assert in_a_transaction[0].replace('"', "") == value.replace('"', "") or '"' in line
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "SET LOCAL jit off;",
+        "SET jit = off;",
+        "SET LOCAL jit = DEFAULT;",
+        "SET LOCAL TIME ZONE 'UTC';",
+        "SET LOCAL ROLE postgres;",
+        "SET LOCAL application_name = E'a\\'b';",
+        "SET LOCAL application_name = $$a$$;",
+        "SELECT set_config('jit', 'off', true);",
+        "SET LOCAL application_name = 'a' 'b';",
+    ],
+)
+def test_a_line_that_a_session_could_not_have_from_its_start_is_named(
+    database_url: str, copy: Path, line: str
+) -> None:
+    edit(copy / "service.sql", "SET LOCAL jit = off;\n", f"{line}\n")
+    error = refusal(database_url, copy)
+    assert (error.query, error.file) == ("begin_bounded", str(copy / "service.sql"))
+    assert line.rstrip(";") in str(error)
+    assert "\n" not in str(error)
 
 
 # --- at 100,000 rows ------------------------------------------------------------------------------------
@@ -271,7 +426,11 @@ def statements() -> dict[str, str]:
     found: dict[str, str] = {}
     for file in FILES:
         loaded = aiosql.from_path(file, "psycopg")
-        found |= {name: getattr(loaded, name).sql for name in loaded.available_queries}
+        found |= {
+            name: getattr(loaded, name).sql
+            for name in loaded.available_queries
+            if not name.endswith("_cursor")
+        }
     return found
 
 
@@ -293,13 +452,13 @@ def hot_statements() -> list[tuple[str, dict[str, Any]]]:
         ("record_outcomes", outcome),
         ("record_outcomes_only", outcome),
         ("outcomes_on_record", {name: outcome[name] for name in ("runner_id", "run_ids", "statuses", "errors")}),
-        ("settle_flows", {}),
-        ("close_runs_of_dead_runners", {"runner_ttl": 1e6}),
-        ("close_heartbeats_of_dead_runners", {"runner_ttl": 1e6}),
+        ("refresh_stale_statuses", {}),
+        ("fail_runs_of_dead_runners", {"runner_ttl": 1e6}),
+        ("finish_heartbeats_of_dead_runners", {"runner_ttl": 1e6}),
         ("remove_dead_runners", {"runner_ttl": 1e6}),
         ("live_run_ids", {"runner_id": RUNNER}),
-        ("close_heartbeat", {"heartbeat_id": 100001, "finished": True, "flows_triggered": 8,
-                             "flows_succeeded": 8, "flows_failed": 0}),
+        ("finish_heartbeat", {"heartbeat_id": 100001, "finished": True, "flows_triggered": 8,
+                              "flows_succeeded": 8, "flows_failed": 0}),
         ("find_flow", {"name": "flow 77"}),
         ("get_run", {"run_id": 77}),
         ("list_runs", {"max_rows": 20}),
@@ -320,6 +479,40 @@ def test_a_hot_statement_reads_what_it_needs_of_large_tables_and_no_more(
     read = {described(node): rows_read(node) for node in scans}
     assert sum(read.values()) <= 500, read
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] <= 1000, read
+
+
+@pytest.mark.parametrize("name", ["claim", "count_due", "what_remains", "due_to_run", "open_heartbeat"])
+def test_a_rule_of_the_schema_costs_no_call(big: Conn, explain: Callable[..., Any], name: str) -> None:
+    plan = explain(big, statements()[name], dict(hot_statements())[name])
+    assert [rule for rule in USERS if f"{rule}(" in str(plan)] == [], (
+        "it is called, where its body should stand"
+    )
+    reads = [node for node in nodes(plan) if node.get("Index Name") == "data_flows_due"]
+    assert ["next_run_at" in str(node["Index Cond"]) for node in reads] == [True] * len(reads)
+    assert reads
+
+
+def test_the_claim_locks_flows_and_pending_runs_and_nothing_else(
+    big: Conn, explain: Callable[..., Any]
+) -> None:
+    plan = explain(big, statements()["claim"], dict(hot_statements())["claim"])
+    requested, due = (
+        {node["Relation Name"] for node in nodes(lock) if node.get("Parent Relationship") == "Outer"
+         and "Relation Name" in node}
+        for lock in nodes(plan) if lock["Node Type"] == "LockRows"
+    )  # fmt: skip
+    assert (requested, due) == ({"data_flow_runs"}, {"data_flows"})
+
+
+def test_what_the_claim_locks_is_only_the_flow(db: Conn, database_url: str) -> None:
+    add_flow(db, "orders")
+    db.execute(
+        "INSERT INTO data_flow_runs (data_flow_id, status, ended_at) SELECT id, 'failed', now() FROM data_flows"
+    )
+    with psycopg.connect(database_url) as claim:
+        assert len(claim.execute("SELECT FROM data_flows_waiting FOR UPDATE SKIP LOCKED").fetchall()) == 1
+        assert db.execute("SELECT FROM data_flows FOR UPDATE SKIP LOCKED").fetchall() == []
+        assert len(db.execute("SELECT FROM data_flow_runs FOR UPDATE SKIP LOCKED").fetchall()) == 1
 
 
 @pytest.fixture

@@ -51,10 +51,14 @@ REFUSED = [
         f"VALUES (1, 1, '{RUNNER}', 'infinity')",
     ),
     (
-        "data_flow_unsettled_timestamps_finite",
-        "INSERT INTO data_flow_unsettled (data_flow_id, noted_at) VALUES (1, '-infinity')",
+        "data_flow_stale_statuses_timestamps_finite",
+        "INSERT INTO data_flow_stale_statuses (data_flow_id, noted_at) VALUES (1, '-infinity')",
     ),
-    ("data_flow_unsettled_pkey", "INSERT INTO data_flow_unsettled (data_flow_id) VALUES (1), (1)"),
+    (
+        "data_flow_schema_pkey",
+        "INSERT INTO data_flow_schema (migration_id, fingerprint, version) VALUES ('a', 'x', '1'), ('a', 'y', '1')",
+    ),
+    ("data_flow_stale_statuses_pkey", "INSERT INTO data_flow_stale_statuses (data_flow_id) VALUES (1), (1)"),
     ("data_flow_runners_pkey", f"INSERT INTO data_flow_runners (id, host, pid) VALUES ('{RUNNER}', 'a', 1)"),
     ("heartbeats_pkey", "INSERT INTO heartbeats (id) OVERRIDING SYSTEM VALUE VALUES (1), (1)"),
     (
@@ -168,7 +172,7 @@ def test_every_rule_of_the_schema_is_among_those_tried_here(db: Conn) -> None:
 def test_no_column_takes_a_time_that_programs_cannot_read(db: Conn, beyond: str) -> None:
     seed(db)
     db.execute("INSERT INTO heartbeats (finished_at) VALUES (now())")
-    db.execute("INSERT INTO data_flow_unsettled (data_flow_id) VALUES (1)")
+    db.execute("INSERT INTO data_flow_stale_statuses (data_flow_id) VALUES (1)")
     live = add_run(db, 1, "in_progress")
     db.execute(
         "INSERT INTO data_flow_stuck_threads (run_id, data_flow_id, runner_id) VALUES (%s, 1, %s)",
@@ -333,10 +337,34 @@ def test_a_run_that_somebody_ends_or_deletes_is_noted(db: Conn, statement: str, 
     seed(db)
     add_run(db, 1, "in_progress")
     db.execute(statement)
-    assert db.execute("SELECT count(*) FROM data_flow_unsettled").fetchone() == (noted,)
+    assert db.execute("SELECT count(*) FROM data_flow_stale_statuses").fetchone() == (noted,)
 
 
-# --- the two views --------------------------------------------------------------------------------------
+# --- the log of runs ------------------------------------------------------------------------------------
+
+
+def test_the_log_of_runs_has_each_run_with_its_flow_its_lateness_its_host_and_one_line_of_its_error(
+    db: Conn,
+) -> None:
+    add_runner(db)
+    add_flow(db, "orders")
+    add_run(db, 1, "failed", error="ValueError: no such file\nand more")
+    add_run(db, 1, "success", runner="22222222-2222-2222-2222-222222222222")
+    request_run(db, "orders")
+    cursor = db.cursor(row_factory=namedtuple_row)
+    failed, succeeded, pending = cursor.execute("SELECT * FROM data_flow_run_log ORDER BY id").fetchall()
+    assert (failed.flow_name, failed.host, failed.error_first_line) == (
+        "orders",
+        "host-a",
+        "ValueError: no such file",
+    )
+    assert failed.error == "ValueError: no such file\nand more"
+    assert failed.lateness == failed.started_at - failed.scheduled_for
+    assert (succeeded.host, succeeded.error_first_line) == (None, None), "that process is gone"
+    assert (pending.status, pending.lateness, pending.started_at) == ("pending", None, None)
+
+
+# --- the two other views -------------------------------------------------------------------------------------
 
 
 def status_of(db: Conn, name: str) -> Any:
@@ -441,8 +469,10 @@ def test_the_heartbeat_log_is_newest_first_with_counts_and_duration(db: Conn) ->
 # --- what a DBA reads, and what a migration changes -----------------------------------------------------
 
 
-def test_every_table_view_and_column_has_its_comment(db: Conn) -> None:
+def test_every_table_view_column_and_rule_has_its_comment(db: Conn) -> None:
     without = db.execute(
+        "SELECT proname::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace "
+        "AND prorettype <> 'trigger'::regtype AND obj_description(oid, 'pg_proc') IS NULL UNION ALL "
         "SELECT c.relname || coalesce('.' || a.attname, '') FROM pg_class AS c "
         "LEFT JOIN LATERAL (SELECT NULL AS attname, 0 AS attnum UNION ALL SELECT attname, attnum FROM pg_attribute "
         "WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped) AS a ON true "
@@ -456,7 +486,7 @@ def test_every_table_view_and_column_has_its_comment(db: Conn) -> None:
 def test_the_schema_is_the_reviewed_one(database_url: str) -> None:
     found = schema_snapshot.snapshot(database_url)
     assert found == schema_snapshot.FILE.read_text("utf-8"), (
-        "reviewed? python -m tests.support.schema_snapshot > tests/schema.snapshot.txt"
+        "reviewed? python -m tests.support.schema_snapshot > tests/support/schema.snapshot.txt"
     )
 
 

@@ -291,21 +291,43 @@ def check() -> None:
     metavar="[N]",
     help="Undo the newest N migrations (1) with what their tables hold, instead.",
 )
-def migrate(rollback: int | None) -> None:
+@click.option(
+    "--reset",
+    is_flag=True,
+    help="Drop a schema that an unreleased version made, with all that it holds, and make it anew. Asks.",
+)
+@click.option("--yes", is_flag=True, help="With --reset: do not ask.")
+def migrate(rollback: int | None, reset: bool, yes: bool) -> None:
     """Bring the schema up to this version, or undo its newest migrations.
 
     The other commands do so by themselves for the embedded server, and for no other. Several at once wait
     for each other.
     """
-    from heartbeat.postgres.migrate import rollback as undo
-    from heartbeat.postgres.migrate import upgrade
+    from heartbeat.postgres import migrate as migrations
 
-    with _database_url(_settings()) as url:
-        done = upgrade(url) if rollback is None else undo(url, rollback)
+    if reset and rollback is not None:
+        raise click.UsageError("--reset and --rollback are two different things: give one of them")
+    settings = _settings()
+    with _database_url(settings) as url:
+        if reset:
+            migrations.check_reset(url)
+            _confirm(yes, f"Drop every flow, run and heartbeat of {settings.database_label}?")
+            done = migrations.reset(url)
+        else:
+            done = migrations.upgrade(url) if rollback is None else migrations.rollback(url, rollback)
     for migration in done:
         click.echo(f"{'applied' if rollback is None else 'rolled back'} {migration}")
     if not done:
         click.echo("the schema is up to date" if rollback is None else "there is nothing to roll back")
+
+
+def _confirm(yes: bool, question: str) -> None:
+    """Go on only with `yes`, or if somebody at a terminal says so."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError("this drops data: say --yes, for there is no terminal to ask at")
+    click.confirm(question, default=False, abort=True, err=True)
 
 
 @cli.command()

@@ -58,11 +58,11 @@ class Maintenance:
     def repair(self) -> None:
         """Fail the runs of the dead, finish their heartbeats, and put stale statuses right. Each commits by itself."""
         ttl = self._settings.runner_ttl
-        failed = self._database.run(self._queries.close_runs_of_dead_runners, runner_ttl=ttl)
+        failed = self._database.run(self._queries.fail_runs_of_dead_runners, runner_ttl=ttl)
         if failed:
             log.warning("failed %d runs of dead runners", failed, extra={"event": "runs_of_dead_failed"})
-        self._database.run(self._queries.settle_flows)
-        self._database.run(self._queries.close_heartbeats_of_dead_runners, runner_ttl=ttl)
+        self._database.run(self._queries.refresh_stale_statuses)
+        self._database.run(self._queries.finish_heartbeats_of_dead_runners, runner_ttl=ttl)
         self._database.run(self._queries.remove_dead_runners, runner_ttl=ttl)
 
     def _work(self) -> float:

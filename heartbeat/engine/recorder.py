@@ -37,7 +37,7 @@ class Recorder:
     def __init__(self, settings: Settings, database: Database, queries: Queries, live_runs: LiveRuns) -> None:
         self._settings = settings
         self._database = database
-        self._session = Session(database, "begin_recording")
+        self._session = Session(database, "bound_recording")
         self._queries = queries
         self._live_runs = live_runs
         self._waiting: deque[Outcome] = deque()
@@ -169,9 +169,9 @@ class Recorder:
                 "answer_heartbeat",
                 heartbeat_id=ending.heartbeat_id,
                 is_finished=True,
-                flows_triggered=ending.triggered,
-                flows_succeeded=ending.succeeded + counts["success"],
-                flows_failed=ending.failed + counts["failed"],
+                triggered=ending.triggered,
+                succeeded=ending.succeeded + counts["success"],
+                failed=ending.failed + counts["failed"],
                 as_of=ending.as_of,
                 first_turn=ending.first_turn,
                 run_tolerance=self._settings.run_tolerance,
@@ -216,9 +216,9 @@ class Recorder:
                 self._database.run(
                     self._queries.finish_heartbeat,
                     heartbeat_id=tally.heartbeat_id,
-                    flows_triggered=tally.triggered,
-                    flows_succeeded=tally.succeeded,
-                    flows_failed=tally.failed,
+                    triggered=tally.triggered,
+                    succeeded=tally.succeeded,
+                    failed=tally.failed,
                 )
             except HeartbeatError as exc:
                 log.warning("heartbeat %d could not be finished: %s", tally.heartbeat_id, exc)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors as pg
+from psycopg.types.string import TextLoader
 from psycopg_pool import ConnectionPool
 
 from heartbeat.errors import DatabaseUnavailable, SessionEnded
@@ -38,6 +39,9 @@ from heartbeat.settings import Settings
 T = TypeVar("T")
 
 log = logging.getLogger("heartbeat")
+
+_SCRIPTS = ("begin_bounded",)
+"""Of service.sql: what every session of ours is set to."""
 
 STATEMENT_TIMEOUT = 4.0
 """Seconds that a statement of ours may take: what begin_bounded says."""
@@ -136,7 +140,7 @@ class Database(Statements):
             self._conninfo = bounded_conninfo(self._settings.database_url or "")
         self._sessions_have_bounds = self._try_bounds()
         self._own = ConnectionPool(
-            self._conninfo_for("begin_bounded"),
+            self._conninfo_for(*_SCRIPTS),
             connection_class=_OwnConnection,
             kwargs={"autocommit": True},
             max_size=_OWN_CONNECTIONS,
@@ -157,10 +161,10 @@ class Database(Statements):
             self._embedded.stop()
             self._embedded = None
 
-    def connect(self, script: str = "begin_bounded") -> Connection:
-        """Open a connection outside the pools, with the settings of a script."""
+    def connect(self, *scripts: str) -> Connection:
+        """Open a connection outside the pools, with the settings of some scripts."""
         with translated():
-            conn = psycopg.connect(self._conninfo_for(script), autocommit=True)
+            conn = psycopg.connect(self._conninfo_for(*scripts), autocommit=True)
             self._configure_own(conn)
             return conn
 
@@ -169,7 +173,7 @@ class Database(Statements):
 
         A pooler refuses them at connect, or drops them; each transaction then sets them for itself.
         """
-        options = self._queries.session_options("begin_bounded")
+        options = self._queries.session_options(*_SCRIPTS)
         with translated():
             try:
                 with psycopg.connect(with_options(self._conninfo, options), autocommit=True) as conn:
@@ -180,10 +184,10 @@ class Database(Statements):
         log.info("the connection pooler takes no settings; they are set in each transaction")
         return False
 
-    def _conninfo_for(self, script: str) -> str:
+    def _conninfo_for(self, *scripts: str) -> str:
         if not self._sessions_have_bounds:
             return self._conninfo
-        return with_options(self._conninfo, self._queries.session_options(script))
+        return with_options(self._conninfo, self._queries.session_options(*scripts))
 
     # ── our own statements ───────────────────────────────────────────────────────────────────────────────────
 
@@ -228,15 +232,16 @@ class Database(Statements):
         return True
 
     @contextmanager
-    def bounded(self, conn: Connection, seconds: float, script: str = "begin_bounded") -> Iterator[None]:
-        """Bound each wait of a session in the block. It has the settings of `script`, or is given them here."""
+    def bounded(self, conn: Connection, seconds: float, *scripts: str) -> Iterator[None]:
+        """Bound each wait of a session in the block. It has the settings of the scripts, or is given them here."""
         # The server bounds the statement; the deadline bounds the wait for a server that has vanished.
         with self._deadlines.limit(seconds + 0.5, lambda: sever(conn)):
             try:
                 if self._sessions_have_bounds and seconds == STATEMENT_TIMEOUT:
                     yield
                     return
-                getattr(self._queries, script)(conn)
+                for script in scripts or _SCRIPTS:
+                    getattr(self._queries, script)(conn)
                 if seconds != STATEMENT_TIMEOUT:
                     self._queries.bound_statement(conn, milliseconds=f"{seconds * 1000:.0f}")
                 try:
@@ -256,6 +261,8 @@ class Database(Statements):
                 raise
 
     def _configure_own(self, conn: Connection) -> None:
+        # A configuration or a result that Python cannot read must not take the rows beside it along.
+        conn.adapters.register_loader("jsonb", TextLoader)
         conn.prepare_threshold = self._prepare_threshold
 
     def _stop_preparing(self) -> None:
@@ -276,9 +283,10 @@ class Database(Statements):
 class Session(Statements):
     """A connection of its own for a thread that must wait for no pool: opened when needed, and anew when it broke."""
 
-    def __init__(self, database: Database, script: str = "begin_bounded") -> None:
+    def __init__(self, database: Database, *scripts: str) -> None:
+        """`scripts` are what its settings are, besides those of every session of ours."""
         self._database = database
-        self._script = script
+        self._scripts = (*_SCRIPTS, *scripts)
         self._conn: Connection | None = None
 
     def close(self) -> None:
@@ -290,7 +298,7 @@ class Session(Statements):
     @contextmanager
     def _lent(self) -> Iterator[Connection]:
         if self._conn is None or self._conn.closed:
-            self._conn = self._database.connect(self._script)
+            self._conn = self._database.connect(*self._scripts)
         try:
             yield self._conn
         except psycopg.OperationalError:
@@ -298,4 +306,4 @@ class Session(Statements):
             raise
 
     def bounded(self, conn: Connection, seconds: float) -> AbstractContextManager[None]:
-        return self._database.bounded(conn, seconds, self._script)
+        return self._database.bounded(conn, seconds, *self._scripts)

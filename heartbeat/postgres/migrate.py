@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,63 +27,151 @@ _PACKAGE = Path(__file__).parents[1]
 DIRECTORY = _PACKAGE / "migrations" if (_PACKAGE / "migrations").is_dir() else _PACKAGE.parent / "migrations"
 """Inside the package in a wheel, beside it in a checkout."""
 
+_RESET = DIRECTORY / "reset" / "drop-everything.sql"
+
 
 def upgrade(url: str) -> list[str]:
     """Apply the migrations that the database lacks, and return their ids in order.
 
     Processes that do so at once wait for each other. Raises SchemaError, naming the migration, when one fails:
-    it is rolled back whole, the ones before it stay.
+    it is rolled back whole, the ones before it stay; and where an unreleased version made the schema.
     """
-    with _backend(url) as backend:
-        return [_step(backend, migration, "apply") for migration in backend.to_apply(_migrations())]
+    with _backend(url) as (backend, found):
+        found.refuse_unreleased()
+        return _apply(backend)
 
 
 def rollback(url: str, count: int = 1) -> list[str]:
     """Undo the newest `count` migrations, and return their ids, newest first."""
-    with _backend(url) as backend:
+    with _backend(url) as (backend, found):
+        found.refuse_unreleased()
         newest_first = list(backend.to_rollback(_migrations()))[:count]
         return [_step(backend, migration, "rollback") for migration in newest_first]
 
 
+def check_reset(url: str) -> None:
+    """Raise SchemaError unless an unreleased version made the schema: nothing else may be reset."""
+    with translated(), psycopg.connect(bounded_conninfo(url), autocommit=True) as conn:
+        _read_history(conn, Queries()).refuse_reset()
+
+
+def reset(url: str) -> list[str]:
+    """Drop what an unreleased version made, with all it holds, and migrate anew; return the ids as upgrade does.
+
+    Nothing that is not ours is dropped: raises SchemaError, naming it, where something depends on our tables.
+    """
+    with _backend(url) as (backend, found):
+        found.refuse_reset()
+        try:
+            with backend.transaction():
+                backend.connection.execute(_RESET.read_text("utf-8"))
+        except pg.DependentObjectsStillExist as exc:
+            theirs = "; ".join((exc.diag.message_detail or str(exc)).splitlines())
+            raise SchemaError(f"nothing was dropped, for something else depends on it: {theirs}") from exc
+        return _apply(backend)
+
+
 def check_schema(conn: psycopg.Connection[Any], queries: Queries) -> None:
     """Raise SchemaError unless the database has exactly the migrations that this version knows."""
+    found = _read_history(conn, queries)
+    if not found.applied:
+        raise SchemaError("the database has no schema yet: run `heartbeat migrate`")
+    found.refuse_unreleased()
+    if found.missing:
+        raise SchemaError(
+            f"the schema is older than this version (it lacks {found.missing[0]}): run `heartbeat migrate`"
+        )
+    if found.unknown:
+        raise SchemaError(
+            f"the schema is newer than this version (it has {found.unknown[-1]}): upgrade data-flow-heartbeat, "
+            f"or undo it with the newer version's `heartbeat migrate --rollback {len(found.unknown)}`"
+        )
+
+
+class _History:
+    """Which migrations a database has had, against those that this version knows."""
+
+    def __init__(self, applied: set[str], notes: list[Any]) -> None:
+        """`notes` are the rows of data_flow_schema."""
+        known = _fingerprints()
+        noted = {note.migration_id: note.fingerprint for note in notes}
+        self.applied = applied
+        self.missing = sorted(known.keys() - applied)
+        self.unknown = sorted(applied - known.keys())
+        self._ours = applied & (known.keys() | noted.keys())
+        self._was_released = any(int(note.version.split(".")[0]) >= 1 for note in notes)
+        # A host's own migrations may stand in the same table; they are none of ours, and not noted.
+        diverged = bool(self.missing and noted.keys() - known.keys())
+        self._is_another = diverged or any(noted.get(id) != known[id] for id in applied & known.keys())
+
+    def refuse_unreleased(self) -> None:
+        """Raise SchemaError where the schema has the right migrations in another wording, or others altogether."""
+        if self._is_another and not self._was_released:
+            raise SchemaError(
+                "the schema was made by an unreleased version and cannot be upgraded: "
+                "`heartbeat migrate --reset` drops it with all that it holds and makes it anew"
+            )
+
+    def refuse_reset(self) -> None:
+        """Raise SchemaError where a reset would drop what can be kept."""
+        if not self._ours:
+            raise SchemaError("the database has no schema of ours to reset: run `heartbeat migrate`")
+        if not self._is_another:
+            raise SchemaError("there is nothing to reset: the schema is this version's")
+        if self._was_released:
+            raise SchemaError("a released version made the schema: it is upgraded, never reset")
+
+
+def _read_history(conn: psycopg.Connection[Any], queries: Queries) -> _History:
     try:
         applied = {row.migration_id for row in queries.applied_migrations(conn)}
-    except pg.UndefinedTable as exc:
-        raise SchemaError("the database has no schema yet: run `heartbeat migrate`") from exc
-    except pg.InsufficientPrivilege as exc:
-        raise SchemaError("this role may not read _yoyo_migration: grant it what the README lists") from exc
-    known = {migration.id for migration in _migrations()}
-    if missing := sorted(known - applied):
-        raise SchemaError(
-            f"the schema is older than this version (it lacks {missing[0]}): run `heartbeat migrate`"
-        )
-    if unknown := sorted(applied - known):
-        raise SchemaError(
-            f"the schema is newer than this version (it has {unknown[-1]}): upgrade data-flow-heartbeat, "
-            f"or undo it with the newer version's `heartbeat migrate --rollback {len(unknown)}`"
-        )
+    except pg.UndefinedTable:
+        return _History(set(), [])
+    try:
+        return _History(applied, queries.schema_fingerprints(conn) if applied else [])
+    except pg.UndefinedTable:
+        return _History(applied, [])
+
+
+def _fingerprints() -> dict[str, str]:
+    """Return the migrations' ids with the SHA-256 of their texts; a comment or a blank line makes no difference."""
+    return {file.stem: _fingerprint(file) for file in _forward_files()}
+
+
+def _forward_files() -> list[Path]:
+    return [file for file in sorted(DIRECTORY.glob("*.sql")) if not file.name.endswith(".rollback.sql")]
+
+
+def _fingerprint(file: Path) -> str:
+    lines = (line.rstrip() for line in file.read_text("utf-8").splitlines())
+    code = "\n".join(line for line in lines if line and not line.lstrip().startswith("--"))
+    return hashlib.sha256(code.encode()).hexdigest()
 
 
 @contextmanager
-def _backend(url: str) -> Iterator[PostgresqlPsycopgBackend]:
-    """Connect yoyo while no other process migrates.
+def _backend(url: str) -> Iterator[tuple[PostgresqlPsycopgBackend, _History]]:
+    """Connect yoyo while no other process migrates, and read what the database has had.
 
     yoyo's own lock is a row, which a killed process leaves behind. The advisory lock goes with its connection,
     so whoever holds it knows that such a row is stale.
     """
     logging.getLogger("yoyo").setLevel(logging.WARNING)
+    queries = Queries()
     with (
         translated(),
         psycopg.connect(bounded_conninfo(url), autocommit=True) as guard,
         PostgresqlPsycopgBackend(_yoyo_uri(url), "_yoyo_migration") as backend,
     ):
-        Queries().lock_migrations(guard)
+        queries.lock_migrations(guard)
         backend.init_database()
         backend.break_lock()
         backend.ensure_internal_schema_updated()
         with backend.lock():
-            yield backend
+            yield backend, _read_history(guard, queries)
+
+
+def _apply(backend: PostgresqlPsycopgBackend) -> list[str]:
+    return [_step(backend, migration, "apply") for migration in backend.to_apply(_migrations())]
 
 
 def _step(backend: PostgresqlPsycopgBackend, migration: Any, direction: str) -> str:
@@ -95,13 +185,30 @@ def _step(backend: PostgresqlPsycopgBackend, migration: Any, direction: str) -> 
     together = backend.transaction if migration.use_transactions else nullcontext
     try:
         with together():
-            migration.process_steps(backend, direction)
-            (backend.mark_one if direction == "apply" else backend.unmark_one)(migration, log=False)
+            (_do if direction == "apply" else _undo)(backend, migration)
             backend.log_migration(migration, direction)
     except psycopg.Error as exc:
         message = exc.diag.message_primary or str(exc)
         raise SchemaError(f"the migration {migration.id} could not be {_done(direction)}: {message}") from exc
     return str(migration.id)
+
+
+def _do(backend: PostgresqlPsycopgBackend, migration: Any) -> None:
+    migration.process_steps(backend, "apply")
+    Queries().note_fingerprint(
+        backend.connection,
+        migration_id=migration.id,
+        fingerprint=_fingerprint(Path(migration.path)),
+        version=version("data-flow-heartbeat"),
+    )
+    backend.mark_one(migration, log=False)
+
+
+def _undo(backend: PostgresqlPsycopgBackend, migration: Any) -> None:
+    # The note goes first: the first migration takes the table of notes along.
+    Queries().forget_fingerprint(backend.connection, migration_id=migration.id)
+    migration.process_steps(backend, "rollback")
+    backend.unmark_one(migration, log=False)
 
 
 def _done(direction: str) -> str:

@@ -17,6 +17,7 @@ from psycopg.pq.abc import PGresult
 from psycopg.rows import namedtuple_row
 
 from heartbeat.errors import QueryError
+from heartbeat.postgres import session_script
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -51,11 +52,13 @@ class Queries:
         cursor = conn.cursor(row_factory=namedtuple_row)
         return cursor.execute(self._statements[name].sql, parameters)
 
-    def session_options(self, script_name: str) -> str:
-        """Return what a script sets with SET LOCAL, as libpq's `options`: for sessions that have it at their start."""
-        script = self._statements[script_name].sql
-        settings = re.findall(r"SET LOCAL (\S+) = '?([^';]+)'?;", script)
-        return " ".join(f"-c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in settings)
+    def session_options(self, *script_names: str) -> str:
+        """Return what scripts set with SET LOCAL, as libpq's `options`: for sessions that have it from their start.
+
+        Of two values for one setting the later counts. Raises QueryError for a line that such a session could not
+        have: anything but BEGIN and SET LOCAL.
+        """
+        return " ".join(self._statements[name].session_options() for name in script_names)
 
     def check(self, conn: psycopg.Connection[Any]) -> None:
         """Have Postgres parse every statement against the live schema; nothing that they say is done.
@@ -109,6 +112,13 @@ class _Statement:
             return numbers[match[1]]
 
         return re.sub(r"%(?:%|\((\w+)\)s|)", replaced, self.sql)
+
+    def session_options(self) -> str:
+        """Return what a script sets with SET LOCAL, as libpq's `options`."""
+        try:
+            return session_script.options(self.sql)
+        except ValueError as exc:
+            raise self.error(str(exc)) from exc
 
     def _try_script(self, conn: psycopg.Connection[Any]) -> list[str]:
         """Run a script and take it back: several statements cannot be parsed without being run."""

@@ -10,7 +10,8 @@ CREATE TABLE IF NOT EXISTS demo_csv_files (
     imported_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT demo_csv_files_pkey PRIMARY KEY (file)
 );
-COMMENT ON TABLE demo_csv_files IS 'How far each file has been imported: its first lines and bytes, and their checksum.';
+COMMENT ON TABLE demo_csv_files IS
+    'How far each file has been imported: its first lines and bytes, and their checksum.';
 CREATE TABLE IF NOT EXISTS demo_csv_rows (
     file text   NOT NULL,
     line bigint NOT NULL,

@@ -46,7 +46,7 @@ def _no_guard(sql: Path) -> None:
 def _no_reaper(sql: Path) -> None:
     _edit(
         sql / "data_flow_runs.sql",
-        "close_runs_of_dead_runners",
+        "fail_runs_of_dead_runners",
         r"WHERE run\.id = dead\.id",
         "WHERE false AND run.id = dead.id",
     )

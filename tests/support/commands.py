@@ -49,10 +49,11 @@ class Command:
             text=True,
         )
 
-    def on_a_terminal(self, *arguments: str, columns: int = 80, **settings: Any) -> Done:
-        """Run it with a terminal for everything; what it shows is in `out`."""
+    def on_a_terminal(self, *arguments: str, typed: str = "", columns: int = 80, **settings: Any) -> Done:
+        """Run it with a terminal for everything, on which `typed` has been typed; what it shows is in `out`."""
         environ = self.environment(**settings) | {"COLUMNS": str(columns), "TERM": "xterm"}
         main, terminal = pty.openpty()
+        os.write(main, typed.encode())
         with subprocess.Popen(
             [*PROGRAM, *arguments],
             cwd=self.directory,

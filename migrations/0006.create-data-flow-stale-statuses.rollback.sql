@@ -1,0 +1,4 @@
+DROP TRIGGER data_flow_runs_stale_status_on_delete ON data_flow_runs;
+DROP TRIGGER data_flow_runs_stale_status_on_end ON data_flow_runs;
+DROP FUNCTION data_flow_runs_note_stale_status();
+DROP TABLE data_flow_stale_statuses;
