@@ -16,10 +16,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.support import postgres as servers
-from tests.support.service import Services
+from tests.support import postgres
+from tests.support.serving import Services
 
-SERVER = pytest.StashKey[servers.Server]()
+SERVER = pytest.StashKey[postgres.Server]()
 
 
 # --- the server -----------------------------------------------------------------------------------------
@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if _is_worker(config) or config.option.collectonly:
         return
     try:
-        config.stash[SERVER] = servers.start(
+        config.stash[SERVER] = postgres.start(
             os.environ.get("HEARTBEAT_TEST_POSTGRES"), os.environ.get("HEARTBEAT_TEST_IMAGE")
         )
     except ValueError as exc:
@@ -77,10 +77,10 @@ def template_database(server_url: str) -> Iterator[str]:
 
     name = _fresh_name("template")
     try:
-        upgrade(servers.create_database(server_url, name))
+        upgrade(postgres.create_database(server_url, name))
         yield name
     finally:
-        servers.drop_database(server_url, name)
+        postgres.drop_database(server_url, name)
 
 
 @pytest.fixture
@@ -90,11 +90,11 @@ def new_database(server_url: str) -> Iterator[Callable[..., str]]:
 
     def create(template: str = "template0") -> str:
         names.append(_fresh_name("test"))
-        return servers.create_database(server_url, names[-1], template)
+        return postgres.create_database(server_url, names[-1], template)
 
     yield create
     for name in names:
-        servers.drop_database(server_url, name)
+        postgres.drop_database(server_url, name)
 
 
 @pytest.fixture

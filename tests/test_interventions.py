@@ -10,13 +10,10 @@ import psycopg
 import pytest
 
 from heartbeat import BeatReport, DataFlow, Heartbeat
+from tests.support.flow_classes import Gate, Noop, flow_class
 from tests.support.rows import (
-    Background,
     Conn,
-    Gate,
-    Noop,
     add_flow,
-    flow_class,
     flow_row,
     heartbeat_row,
     make_due,
@@ -24,7 +21,7 @@ from tests.support.rows import (
     runs_of,
     statuses,
 )
-from tests.support.service import wait_until
+from tests.support.waiting import Background, wait_until
 
 BY_HAND = (
     "UPDATE data_flow_runs SET status = 'failed', ended_at = now(), error = 'by hand' WHERE ended_at IS NULL"

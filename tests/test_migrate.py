@@ -15,8 +15,8 @@ from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from heartbeat import DatabaseUnavailable, Heartbeat, SchemaError
 from heartbeat.postgres import migrate
 from heartbeat.postgres.migrate import rollback, upgrade
-from tests.support.rows import Background, Conn
-from tests.support.service import wait_until
+from tests.support.rows import Conn
+from tests.support.waiting import Background, wait_until
 
 
 def applied(url: str) -> list[str]:

@@ -12,8 +12,9 @@ from psycopg import errors, sql
 
 from heartbeat import Heartbeat
 from heartbeat.postgres import migrate
-from tests.support.rows import Conn, Gate, Noop, add_flow, flow_row, make_due, request_run, runs_of, statuses
-from tests.support.service import wait_until
+from tests.support.flow_classes import Gate, Noop
+from tests.support.rows import Conn, add_flow, flow_row, make_due, request_run, runs_of, statuses
+from tests.support.waiting import wait_until
 
 OPTIONAL = migrate.DIRECTORY / "optional"
 FORWARD = OPTIONAL / "partition-data-flow-runs.sql"

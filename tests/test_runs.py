@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from heartbeat.engine.lease import Lease
 from heartbeat.engine.run import ClaimedRun, LiveRuns
-from tests.support.rows import Background
-from tests.support.service import wait_until
+from tests.support.waiting import Background, wait_until
 
 
 def claimed() -> ClaimedRun:

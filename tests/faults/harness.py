@@ -18,7 +18,8 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from tests.faults.checker import Trace
-from tests.support.service import Service, wait_until
+from tests.support.serving import Service
+from tests.support.waiting import wait_until
 
 HERE = Path(__file__).parent
 

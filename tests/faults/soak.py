@@ -37,7 +37,7 @@ from tests.faults.harness import (
 )
 from tests.faults.private import PrivateServer
 from tests.faults.proxy import Proxy
-from tests.support.service import wait_until
+from tests.support.waiting import wait_until
 
 TTL = 2.0
 SETTINGS: dict[str, float] = {"runner_ttl": TTL, "drain_timeout": 2, "time_budget": 5, "concurrency": 4}

@@ -21,7 +21,7 @@ from tests.faults.harness import (
     warm_up,
 )
 from tests.faults.private import PrivateServer
-from tests.support.service import wait_until
+from tests.support.waiting import wait_until
 
 Conn = psycopg.Connection[Any]
 

@@ -20,7 +20,7 @@ from tests.faults.harness import (
     statuses,
     wait_begun,
 )
-from tests.support.service import wait_until
+from tests.support.waiting import wait_until
 
 Conn = psycopg.Connection[Any]
 

@@ -18,7 +18,7 @@ from tests.faults.harness import (
     runs_of,
     statuses,
 )
-from tests.support.service import wait_until
+from tests.support.waiting import wait_until
 
 Conn = psycopg.Connection[Any]
 

@@ -11,7 +11,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.support.service import environment, wait_until
+from tests.support.environment import environment
+from tests.support.waiting import wait_until
 
 Conn = psycopg.Connection[Any]
 

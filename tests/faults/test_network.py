@@ -23,7 +23,7 @@ from tests.faults.harness import (
     warm_up,
 )
 from tests.faults.proxy import Proxy, Verdict, Way
-from tests.support.service import wait_until
+from tests.support.waiting import wait_until
 
 Conn = psycopg.Connection[Any]
 RESULT = "a-result-nobody-else-has"

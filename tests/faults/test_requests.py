@@ -16,7 +16,7 @@ import pytest
 from tests.faults.checker import Trace
 from tests.faults.conftest import Rules
 from tests.faults.harness import Fleet, Process, add_flow, add_flows, statuses, wait_begun
-from tests.support.service import wait_until
+from tests.support.waiting import wait_until
 
 Conn = psycopg.Connection[Any]
 TOKEN = "s3cret-token-that-nobody-may-see"

@@ -16,7 +16,7 @@ import psycopg
 from tests.faults.checker import Limits, Snapshots, Trace, check
 from tests.faults.harness import Fleet, add_flow, statuses, wait_begun
 from tests.faults.sabotage import spoiled
-from tests.support.service import wait_until
+from tests.support.waiting import wait_until
 
 Conn = psycopg.Connection[Any]
 LIMITS = Limits(ttl=1, beat=0.5, slack=1)

@@ -1,17 +1,13 @@
-"""What the core's tests share: rows put in and read back as a DBA does, and flow classes made on the spot."""
+"""Rows put in and read back as a DBA does, in psql."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import psycopg
 from psycopg import sql
 from psycopg.rows import namedtuple_row
 from psycopg.types.json import Jsonb
-
-from heartbeat import DataFlow
 
 Conn = psycopg.Connection[Any]
 
@@ -79,75 +75,3 @@ def heartbeat_row(db: Conn, heartbeat_id: int) -> Any:
 
 def _cursor(db: Conn) -> psycopg.Cursor[Any]:
     return db.cursor(row_factory=namedtuple_row)
-
-
-def flow_class(name: str, run: Callable[[Any], Any], /, **attributes: Any) -> type[DataFlow]:
-    """Make a flow class of a function: `flow_class("Orders", lambda self: 17)`."""
-    return type(name, (DataFlow,), {"run": run, **attributes})
-
-
-class Noop(DataFlow):
-    """Does nothing, and succeeds."""
-
-    def run(self) -> None:
-        pass
-
-
-class Gate:
-    """Holds flows until the test lets them go, and says which began and how many ran at once.
-
-    `gate.flow("Slow")` is a class of such a flow.
-    """
-
-    def __init__(self) -> None:
-        self._open = threading.Event()
-        self._lock = threading.Lock()
-        self.begun: list[str] = []
-        self.now = 0
-        self.most = 0
-
-    def hold(self, flow: DataFlow) -> None:
-        with self._lock:
-            self.begun.append(flow.name)
-            self.now += 1
-            self.most = max(self.most, self.now)
-        try:
-            assert self._open.wait(30), "the gate was never opened"
-        finally:
-            with self._lock:
-                self.now -= 1
-
-    def open(self) -> None:
-        self._open.set()
-
-    def flow(self, name: str, **attributes: Any) -> type[DataFlow]:
-        return flow_class(name, lambda flow: self.hold(flow), **attributes)
-
-
-class Background:
-    """A call in a thread of its own."""
-
-    def __init__(self, call: Callable[[], Any]) -> None:
-        self._call = call
-        self._outcome: Any = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._outcome = self._call()
-        except BaseException as exc:
-            self._error = exc
-
-    @property
-    def done(self) -> bool:
-        return not self._thread.is_alive()
-
-    def result(self, seconds: float = 30) -> Any:
-        """Wait for the call and return what it returned, or raise what it raised."""
-        self._thread.join(seconds)
-        assert self.done, f"a call in the background still runs after {seconds} s"
-        if self._error is not None:
-            raise self._error
-        return self._outcome

@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
 import sys
-import textwrap
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urljoin
 
 import httpx2
 
-T = TypeVar("T")
+from tests.support.environment import environment, write_flows
+from tests.support.waiting import wait_until
 
 TOKEN = "a-token-for-tests"
 LISTENING = re.compile(r"listening on (http://127\.0\.0\.1:\d+/[^\s\"]*)")
-
-
-def wait_until(condition: Callable[[], T], *, seconds: float = 10, what: str = "the condition") -> T:
-    """Ask `condition` again and again until its answer is true, and return that; give up after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not (answer := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {seconds} s in vain for {what}")
-        time.sleep(0.02)
-    return answer
-
-
-def environment(**settings: Any) -> dict[str, str]:
-    """Return this environment with no `HEARTBEAT_…` but `settings`, which are given by lower-case name."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HEARTBEAT_")}
-    return inherited | {f"HEARTBEAT_{name.upper()}": _text(value) for name, value in settings.items()}
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
-    return str(value)
 
 
 class Service:
@@ -137,13 +111,6 @@ class Service:
     def health(self, timeout: float = 10) -> httpx2.Response:
         """Ask how the service is: no token is needed."""
         return httpx2.get(urljoin(self.url, "health"), timeout=timeout, trust_env=False)
-
-
-def write_flows(directory: Path, source: str) -> str:
-    """Write a module of flows where a process started in `directory` can import it, and return its name."""
-    name = f"flows_{time.monotonic_ns()}"
-    (directory / f"{name}.py").write_text(textwrap.dedent(source))
-    return name
 
 
 class Services:
