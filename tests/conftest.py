@@ -10,6 +10,7 @@ import os
 import secrets
 import signal
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import psycopg
 import pytest
 
 from tests.support import postgres
-from tests.support.serving import Services
+from tests.support.serving import Service, Services
 
 SERVER = pytest.StashKey[postgres.Server]()
 
@@ -132,9 +133,9 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def service(tmp_path: Path, database_url: str) -> Iterator[Services]:
+def service(tmp_path: Path, database_url: str) -> Iterator[Services[Service]]:
     """Start `heartbeat serve` on this test's database: `service(source="…", runner_ttl=3)` gives one."""
-    services = Services(tmp_path, database_url=database_url)
+    services = Services(partial(Service, tmp_path), database_url=database_url)
     yield services
     services.end_all()
 

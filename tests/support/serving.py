@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 from urllib.parse import urljoin
 
 import httpx2
@@ -60,7 +61,7 @@ class Service:
     def pid(self) -> int:
         return self.process.pid
 
-    def wait_until_listening(self, seconds: float = 20) -> Service:
+    def wait_until_listening(self, seconds: float = 30) -> Self:
         """Wait for the line that says where it listens; fail with the log of a process that ends instead."""
         try:
             self.url = wait_until(self._listening, seconds=seconds, what="`heartbeat serve` to listen")
@@ -113,22 +114,25 @@ class Service:
         return httpx2.get(urljoin(self.url, "health"), timeout=timeout, trust_env=False)
 
 
-class Services:
+S = TypeVar("S", bound=Service)
+
+
+class Services(Generic[S]):
     """Starts services and, at the end, ends every one that still runs."""
 
-    def __init__(self, directory: Path, **defaults: Any) -> None:
-        self._directory = directory
+    def __init__(self, start: Callable[..., S], **defaults: Any) -> None:
+        self._start = start
         self._defaults = defaults
-        self._started: list[Service] = []
+        self.started: list[S] = []
 
-    def __call__(self, *, wait: bool = True, **options: Any) -> Service:
+    def __call__(self, *, wait: bool = True, **options: Any) -> S:
         """Start a service and wait until it listens; `wait=False` returns at once, for a start that fails."""
-        service = Service(self._directory, **{**self._defaults, **options})
-        self._started.append(service)
+        service = self._start(**{**self._defaults, **options})
+        self.started.append(service)
         return service.wait_until_listening() if wait else service
 
     def end_all(self) -> None:
-        for service in self._started:
+        for service in self.started:
             if service.process.poll() is None:
                 # A stopped process (SIGSTOP) takes SIGKILL too; nothing here is worth waiting for a drain.
                 service.kill()
