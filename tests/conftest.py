@@ -10,16 +10,17 @@ import os
 import secrets
 import signal
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from tests.support import postgres as servers
-from tests.support.service import Services
+from tests.support import postgres
+from tests.support.serving import Service, Services
 
-SERVER = pytest.StashKey[servers.Server]()
+SERVER = pytest.StashKey[postgres.Server]()
 
 
 # --- the server -----------------------------------------------------------------------------------------
@@ -32,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if _is_worker(config) or config.option.collectonly:
         return
     try:
-        config.stash[SERVER] = servers.start(
+        config.stash[SERVER] = postgres.start(
             os.environ.get("HEARTBEAT_TEST_POSTGRES"), os.environ.get("HEARTBEAT_TEST_IMAGE")
         )
     except ValueError as exc:
@@ -77,10 +78,10 @@ def template_database(server_url: str) -> Iterator[str]:
 
     name = _fresh_name("template")
     try:
-        upgrade(servers.create_database(server_url, name))
+        upgrade(postgres.create_database(server_url, name))
         yield name
     finally:
-        servers.drop_database(server_url, name)
+        postgres.drop_database(server_url, name)
 
 
 @pytest.fixture
@@ -90,11 +91,11 @@ def new_database(server_url: str) -> Iterator[Callable[..., str]]:
 
     def create(template: str = "template0") -> str:
         names.append(_fresh_name("test"))
-        return servers.create_database(server_url, names[-1], template)
+        return postgres.create_database(server_url, names[-1], template)
 
     yield create
     for name in names:
-        servers.drop_database(server_url, name)
+        postgres.drop_database(server_url, name)
 
 
 @pytest.fixture
@@ -132,9 +133,9 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def service(tmp_path: Path, database_url: str) -> Iterator[Services]:
+def service(tmp_path: Path, database_url: str) -> Iterator[Services[Service]]:
     """Start `heartbeat serve` on this test's database: `service(source="…", runner_ttl=3)` gives one."""
-    services = Services(tmp_path, database_url=database_url)
+    services = Services(partial(Service, tmp_path), database_url=database_url)
     yield services
     services.end_all()
 

@@ -28,20 +28,10 @@ from heartbeat import (
     SettingsError,
     ValidationError,
 )
-from tests.support import postgres as servers
-from tests.support.rows import (
-    Background,
-    Conn,
-    Gate,
-    Noop,
-    add_flow,
-    flow_class,
-    flow_row,
-    request_run,
-    runs_of,
-    statuses,
-)
-from tests.support.service import wait_until
+from tests.support import postgres
+from tests.support.flow_classes import Gate, Noop, flow_class
+from tests.support.rows import Conn, add_flow, flow_row, request_run, runs_of, statuses
+from tests.support.waiting import Background, wait_until
 
 # --- adding a flow --------------------------------------------------------------------------------------
 
@@ -95,13 +85,13 @@ def deep(levels: int) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def at_rest(server_url: str, template_database: str) -> Iterator[Heartbeat]:
     """A service for tests that are refused: they leave its one flow, `taken`, as it is."""
-    url = servers.create_database(server_url, f"heartbeat_rest_{uuid4().hex[:12]}", template_database)
+    url = postgres.create_database(server_url, f"heartbeat_rest_{uuid4().hex[:12]}", template_database)
     try:
         with Heartbeat(settings=Settings.load(environ={}, dotenv=None, database_url=url)) as hb:
             hb.add_flow("taken", run_interval=60)
             yield hb
     finally:
-        servers.drop_database(server_url, url.rpartition("/")[2].partition("?")[0])
+        postgres.drop_database(server_url, url.rpartition("/")[2].partition("?")[0])
 
 
 GOOD: dict[str, Any] = {"name": "orders", "run_interval": 60}

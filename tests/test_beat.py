@@ -11,21 +11,9 @@ from typing import Any
 import pytest
 
 from heartbeat import DataFlow, Heartbeat
-from tests.support.rows import (
-    Background,
-    Conn,
-    Gate,
-    Noop,
-    add_flow,
-    flow_class,
-    flow_row,
-    heartbeat_row,
-    make_due,
-    request_run,
-    runs_of,
-    statuses,
-)
-from tests.support.service import wait_until
+from tests.support.flow_classes import Gate, Noop, flow_class
+from tests.support.rows import Conn, add_flow, flow_row, heartbeat_row, make_due, request_run, runs_of, statuses
+from tests.support.waiting import Background, wait_until
 
 
 def add_noops(db: Conn, count: int) -> None:

@@ -17,7 +17,8 @@ from heartbeat.cli.commands import cli
 from heartbeat.settings import SETTINGS
 from tests.support.commands import Command, ended, leftovers
 from tests.support.rows import Conn, add_flow, flow_row, make_due, runs_of
-from tests.support.service import Services, wait_until
+from tests.support.serving import Services
+from tests.support.waiting import wait_until
 
 COMMANDS = ("migrate", "serve", "beat", "ping", "flows", "runs", "run", "prune", "check", "demo")
 

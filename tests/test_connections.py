@@ -11,8 +11,9 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from heartbeat import DatabaseUnavailable, DataFlow, Heartbeat
-from tests.support.rows import Background, Conn, Gate, add_flow, flow_class, runs_of
-from tests.support.service import wait_until
+from tests.support.flow_classes import Gate, flow_class
+from tests.support.rows import Conn, add_flow, runs_of
+from tests.support.waiting import Background, wait_until
 
 
 def test_the_block_commits_when_it_ends(db: Conn, database_url: str) -> None:

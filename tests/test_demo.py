@@ -16,7 +16,7 @@ from heartbeat import Settings
 from heartbeat.demo import next as next_steps
 from tests.support.commands import Command, Done, ended, leftovers
 from tests.support.rows import Conn
-from tests.support.service import wait_until
+from tests.support.waiting import wait_until
 
 FLOWS = {"TableSizes", "InstalledDistributions", "EventLoopLag", "CountOrders", "ImportCsv"}
 

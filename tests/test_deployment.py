@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from heartbeat.settings import Settings
-from tests.support.service import environment
+from tests.support.environment import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE = ROOT / "compose.yaml"

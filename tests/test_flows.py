@@ -13,7 +13,8 @@ import pytest
 
 from heartbeat import DataFlow, Heartbeat, HeartbeatError, SettingsError
 from heartbeat.flows import Registry
-from tests.support.rows import Conn, Noop, add_flow, flow_class, runs_of
+from tests.support.flow_classes import Noop, flow_class
+from tests.support.rows import Conn, add_flow, runs_of
 
 
 def write_module(directory: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: str) -> str:
@@ -43,9 +44,9 @@ class ByName(DataFlow):
     ("name", "configuration"),
     [
         ("Noop", {}),
-        ("tests.support.rows.Noop", {}),
+        ("tests.support.flow_classes.Noop", {}),
         ("anything", {"class_name": "Noop"}),
-        ("anything", {"class_name": "tests.support.rows.Noop"}),
+        ("anything", {"class_name": "tests.support.flow_classes.Noop"}),
         ("Noop", {"class_name": None}),
     ],
 )
@@ -93,7 +94,7 @@ def test_modules_and_classes_are_registered_together(tmp_path: Path, monkeypatch
         tmp_path,
         monkeypatch,
         "shop.flows",
-        "from tests.support.rows import Noop\n"
+        "from tests.support.flow_classes import Noop\n"
         "class Base(DataFlow):\n    pass\n"
         "class Orders(Base):\n    def run(self): pass\n"
         "Alias = Orders\n",
@@ -117,7 +118,7 @@ def test_two_classes_of_one_name_are_an_error_that_names_both(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = write_module(tmp_path, monkeypatch, "again", "class Noop(DataFlow):\n    def run(self): pass\n")
-    with pytest.raises(SettingsError, match=r"'Noop'.*tests\.support\.rows\.Noop.*again\.Noop"):
+    with pytest.raises(SettingsError, match=r"'Noop'.*tests\.support\.flow_classes\.Noop.*again\.Noop"):
         Registry([Noop], [module])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from typing import Any
 
@@ -10,21 +11,9 @@ import psycopg
 import pytest
 
 from heartbeat import BeatReport, DataFlow, Heartbeat
-from tests.support.rows import (
-    Background,
-    Conn,
-    Gate,
-    Noop,
-    add_flow,
-    flow_class,
-    flow_row,
-    heartbeat_row,
-    make_due,
-    request_run,
-    runs_of,
-    statuses,
-)
-from tests.support.service import wait_until
+from tests.support.flow_classes import Gate, Noop, flow_class
+from tests.support.rows import Conn, add_flow, flow_row, heartbeat_row, live_runs, make_due, request_run, runs_of, statuses, statuses_of
+from tests.support.waiting import Background, wait_until
 
 BY_HAND = (
     "UPDATE data_flow_runs SET status = 'failed', ended_at = now(), error = 'by hand' WHERE ended_at IS NULL"
@@ -220,13 +209,7 @@ def test_an_open_transaction_on_one_flow_delays_the_record_of_no_other(
         wait_until(lambda: gate.now == 6)
         dba.execute(statement)
         gate.open()
-        wait_until(
-            lambda: (
-                db.execute("SELECT count(*) FROM data_flow_runs WHERE status = 'success'").fetchone()[0] >= 5
-            ),
-            seconds=2.5,
-            what="the records of the others",
-        )
+        wait_until(lambda: statuses_of(db, "other %") == ["success"] * 5, what="the records of the others")
         dba.execute(end)
         beat.result()
         wait_until(lambda: not live_runs(db), what="the last record")
@@ -235,7 +218,7 @@ def test_an_open_transaction_on_one_flow_delays_the_record_of_no_other(
         assert "Slow" not in statuses(db)
         return
     last = "failed" if statement.startswith(BY_HAND) and end == "commit" else "success"
-    assert [run.status for run in runs_of(db, "Slow")] == [last]
+    assert statuses_of(db, "Slow") == [last]
     assert flow_row(db, "Slow").last_run_status == last
 
 
@@ -244,27 +227,30 @@ def test_an_open_transaction_on_one_flow_delays_the_record_of_no_other(
 def test_an_open_transaction_on_a_flow_that_timed_out_delays_the_record_of_no_other(
     db: Conn, database_url: str, statement: str
 ) -> None:
-    gate = Gate()
-    add_flow(db, "Stuck", run_timeout=1, configuration={"class_name": "Slow"})
-    add_flow(db, "Other", configuration={"class_name": "Slow"})
+    gate, told = Gate(), threading.Event()
+
+    def outlive_its_time(flow: DataFlow) -> None:
+        if flow.stopping.wait(30):
+            told.set()
+        gate.hold(flow)
+
+    flows = [flow_class("Stuck", outlive_its_time), gate.flow("Other")]
+    add_flow(db, "Stuck", run_timeout=1)
+    add_flow(db, "Other")
     with (
         psycopg.connect(database_url) as dba,
-        Heartbeat(flows=[gate.flow("Slow")], database_url=database_url, time_budget=5) as hb,
+        Heartbeat(flows=flows, database_url=database_url, time_budget=5) as hb,
     ):
         beat = Background(hb.beat)
-        wait_until(lambda: gate.now == 2)
+        wait_until(lambda: len(live_runs(db)) == 2 and gate.begun)
         dba.execute(statement)
-        time.sleep(1.2)  # past the timeout, whose note needs the locked row
+        assert told.wait(30), "the timeout, whose note needs the locked row"
         gate.open()
-        wait_until(lambda: statuses(db)["Other"] == ["success"], seconds=3, what="the record of the other")
+        wait_until(lambda: statuses_of(db, "Other") == ["success"], what="the record of the other")
         dba.rollback()
         beat.result()
         wait_until(lambda: not live_runs(db), what="the last record")
     assert statuses(db) == {"Stuck": ["failed"], "Other": ["success"]}
-
-
-def live_runs(db: Conn) -> list[Any]:
-    return db.execute("SELECT id FROM data_flow_runs WHERE ended_at IS NULL").fetchall()
 
 
 def stale_statuses(db: Conn) -> list[Any]:

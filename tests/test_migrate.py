@@ -21,8 +21,9 @@ from heartbeat.postgres.embedded import EmbeddedServer
 from heartbeat.postgres.migrate import rollback, upgrade
 from tests.support import schema_snapshot
 from tests.support.commands import Command
-from tests.support.rows import Background, Conn
-from tests.support.service import wait_until
+from tests.support.rows import Conn
+from tests.support.waiting import Background
+from tests.support.waiting import wait_until
 
 
 def applied(url: str) -> list[str]:

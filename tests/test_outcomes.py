@@ -12,17 +12,8 @@ from typing import Any
 import pytest
 
 from heartbeat import DataFlow, Heartbeat
-from tests.support.rows import (
-    Conn,
-    Noop,
-    add_flow,
-    flow_class,
-    flow_row,
-    make_due,
-    request_run,
-    runs_of,
-    statuses,
-)
+from tests.support.flow_classes import Noop, flow_class
+from tests.support.rows import Conn, add_flow, flow_row, make_due, request_run, runs_of, statuses
 
 
 def raising(make: Callable[[], BaseException]) -> Callable[[DataFlow], None]:

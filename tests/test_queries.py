@@ -17,8 +17,9 @@ import heartbeat
 from heartbeat import Heartbeat, QueryError
 from heartbeat.postgres.migrate import DIRECTORY
 from heartbeat.postgres.queries import SHIPPED, Queries
-from tests.support import postgres as servers
-from tests.support.rows import Conn, Noop, add_flow
+from tests.support import postgres
+from tests.support.flow_classes import Noop
+from tests.support.rows import Conn, add_flow
 
 FILES = sorted(SHIPPED.glob("*.sql"))
 NAME = re.compile(r"^-- name: (\w+)\(([^)]*)\)(\^|\$|!|<!|\*!|#)?$", re.MULTILINE)
@@ -409,7 +410,7 @@ INSERT INTO heartbeats (runner_id) VALUES (%(runner)s);
 def big(request: pytest.FixtureRequest, server_url: str, template_database: str) -> Iterator[Conn]:
     """A database with 100,000 flows, runs and heartbeats; a few flows are due, running or asked for."""
     name = f"heartbeat_big_{uuid.uuid4().hex[:12]}"
-    url = servers.create_database(server_url, name, template_database)
+    url = postgres.create_database(server_url, name, template_database)
     try:
         with psycopg.connect(url, autocommit=True) as conn, psycopg.ClientCursor(conn) as cursor:
             for table in sorted(BIG):
@@ -419,7 +420,7 @@ def big(request: pytest.FixtureRequest, server_url: str, template_database: str)
                 conn.execute("VACUUM ANALYZE")
             yield conn
     finally:
-        servers.drop_database(server_url, name)
+        postgres.drop_database(server_url, name)
 
 
 def statements() -> dict[str, str]:

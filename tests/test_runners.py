@@ -12,20 +12,9 @@ import psycopg
 import pytest
 
 from heartbeat import DatabaseUnavailable, DataFlow, Heartbeat, Stopping
-from tests.support.rows import (
-    Background,
-    Conn,
-    Gate,
-    Noop,
-    add_flow,
-    flow_class,
-    flow_row,
-    heartbeat_row,
-    request_run,
-    runs_of,
-    statuses,
-)
-from tests.support.service import wait_until
+from tests.support.flow_classes import Gate, Noop, flow_class
+from tests.support.rows import Conn, add_flow, flow_row, heartbeat_row, request_run, runs_of, statuses
+from tests.support.waiting import Background, wait_until
 
 
 def runners(db: Conn) -> int:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from heartbeat.engine.lease import Lease
 from heartbeat.engine.run import ClaimedRun, LiveRuns
-from tests.support.rows import Background
-from tests.support.service import wait_until
+from tests.support.waiting import Background, wait_until
 
 
 def claimed() -> ClaimedRun:
@@ -29,13 +28,19 @@ def test_a_flow_that_looks_for_the_first_time_after_it_was_told_knows_it() -> No
 
 def test_who_asks_what_is_unknown_waits_for_the_claims_under_way_and_for_no_later_one() -> None:
     live_runs, run = LiveRuns(), claimed()
-    first, later = live_runs.claiming(), live_runs.claiming()
-    first.__enter__()
+    under_way = live_runs.claiming()
+    under_way.__enter__()
     asked = Background(lambda: live_runs.unknown({run.run_id, 2}))
-    wait_until(lambda: live_runs._claim_ended._waiters, what="it to wait")
-    later.__enter__()
-    assert not asked.done
     live_runs.add([run])
-    first.__exit__(None, None, None)
+    assert not asked.done
+
+    def hand_over() -> bool:
+        """Begin a claim before the last one ends: at every moment there is one under way."""
+        nonlocal under_way
+        last, under_way = under_way, live_runs.claiming()
+        under_way.__enter__()
+        last.__exit__(None, None, None)
+        return asked.done
+
+    wait_until(hand_over, what="it to stop waiting")
     assert asked.result() == {2}
-    later.__exit__(None, None, None)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from heartbeat.http.connection import Connection
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[1]
 PATH = "/data_flows/heartbeat"
@@ -61,7 +62,7 @@ class Service:
 
     def until(self, event: str) -> dict[str, Any]:
         """Wait for a line of the log with that event."""
-        wait_for(lambda: any(line["event"] == event for line in self.lines))
+        wait_until(lambda: any(line["event"] == event for line in self.lines), seconds=LIMIT, what=event)
         return next(line for line in self.lines if line["event"] == event)
 
     def connect(self) -> socket.socket:
@@ -122,13 +123,6 @@ def drip(connection: socket.socket, data: bytes) -> None:
             connection.sendall(bytes([byte]))
             time.sleep(0.03)
         raise AssertionError("all was taken")
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @contextlib.contextmanager
@@ -341,12 +335,11 @@ def test_a_signal_stops_it_with_status_0_after_draining(number: signal.Signals) 
 def test_at_a_signal_the_pinger_that_waits_gets_its_answer_and_nobody_else_holds_the_exit() -> None:
     with running("--beat", "until-stopped") as service, contextlib.ExitStack() as stack:
         service.until_listening()
-        half_headers, half_body, silent, waiting = (stack.enter_context(service.connect()) for _ in range(4))
+        half_headers, half_body, _silent, waiting = (stack.enter_context(service.connect()) for _ in range(4))
         half_headers.sendall(b"POST /data_flows/heartbeat HTTP/1.1\r\nHost")
         half_body.sendall(heartbeat("Content-Length: 1000"))
         waiting.sendall(heartbeat())
-        wait_for(lambda: silent.fileno() > 0)
-        time.sleep(0.1)  # the requests have begun; nothing tells from outside
+        wait_until(lambda: sum(line["event"] == "beating" for line in service.lines) == 2, seconds=LIMIT)
         began = time.monotonic()
         service.process.terminate()
         assert status_in(waiting) == 200
@@ -361,7 +354,7 @@ def test_a_second_signal_ends_the_drain_at_once_and_still_records() -> None:
         service.until_listening()
         with service.connect() as waiting:
             waiting.sendall(heartbeat())
-            time.sleep(0.1)
+            service.until("beating")
             service.process.terminate()
             service.until("stopping")
             time.sleep(1.1)  # earlier, it would be the first one's echo
@@ -401,7 +394,7 @@ def test_a_heartbeat_that_never_returns_does_not_hold_the_exit_past_the_deadline
         service.until_listening()
         with service.connect() as waiting:
             waiting.sendall(heartbeat())
-            time.sleep(0.1)
+            service.until("beating")
             service.process.terminate()
             status, calls = service.end()
     assert (status, calls[-1]) == (0, "close")

@@ -12,19 +12,9 @@ import psycopg
 import pytest
 
 from heartbeat import AlreadyRunning, DataFlow, Heartbeat
-from tests.support.rows import (
-    Background,
-    Conn,
-    Gate,
-    Noop,
-    add_flow,
-    flow_class,
-    flow_row,
-    make_due,
-    runs_of,
-    statuses,
-)
-from tests.support.service import wait_until
+from tests.support.flow_classes import Gate, Noop, flow_class
+from tests.support.rows import Conn, add_flow, flow_row, make_due, runs_of, statuses
+from tests.support.waiting import Background, wait_until
 
 
 @pytest.fixture

@@ -11,12 +11,14 @@ The behaviour of a flow is taken from its row: `{"class_name": "Slow", "seconds"
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import json
 import os
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from heartbeat import DataFlow
@@ -30,6 +32,12 @@ def write_event(event: str, **fields: Any) -> None:
         os.write(descriptor, json.dumps(line).encode() + b"\n")
     finally:
         os.close(descriptor)
+
+
+def is_held(flow: DataFlow) -> bool:
+    """Whether the test has yet to let the flow go (`Trace.let_go`)."""
+    trace = Path(os.environ["FAULTS_TRACE"])
+    return not any(trace.with_name(name).exists() for name in ("go", f"go-{flow.name}"))
 
 
 class Tracing:
@@ -103,6 +111,24 @@ class AsyncSlow(AsyncTraced):
 
     async def work(self) -> Any:
         await asyncio.sleep(self.option("seconds", 1))
+
+
+class Held(Traced):
+    """Run until the test lets it go, look at nothing else, and return `result`."""
+
+    def work(self) -> Any:
+        until = time.monotonic() + self.option("seconds", 3600)
+        while is_held(self) and time.monotonic() < until:
+            time.sleep(0.02)
+        return self.option("result", None)
+
+
+class AsyncHeld(AsyncTraced):
+    """Wait on the loop until the test lets it go."""
+
+    async def work(self) -> Any:
+        while is_held(self):
+            await asyncio.sleep(0.02)
 
 
 class UsesConnection(Traced):
@@ -216,7 +242,7 @@ class Crashes(Traced):
         self.leaving()
         faulthandler.disable()
         os.kill(os.getpid(), signal.SIGSEGV)
-        time.sleep(5)
+        time.sleep(30)  # another thread may be the one that takes the signal
 
 
 class LeavesAThread(Traced):
@@ -291,15 +317,6 @@ class KeepsAutocommit(Traced):
 # What a flow can do with time
 
 
-class Hangs(Traced):
-    """Never end, and look at nothing."""
-
-    def work(self) -> Any:
-        until = time.monotonic() + self.option("seconds", 3600)
-        while time.monotonic() < until:
-            time.sleep(0.05)
-
-
 class HangsUntilAsked(Traced):
     """Never end by itself, but end when asked through `stopping`."""
 
@@ -308,30 +325,22 @@ class HangsUntilAsked(Traced):
         return {"stopping": True}
 
 
-class AsyncHangs(AsyncTraced):
-    """Wait for ever on the loop."""
-
-    async def work(self) -> Any:
-        await asyncio.sleep(self.option("seconds", 3600))
-
-
 class BlocksLoop(AsyncTraced):
-    """Stop the loop that every async flow shares."""
-
-    async def work(self) -> Any:
-        time.sleep(self.option("seconds", 15))
-
-
-class SwallowsCancel(AsyncTraced):
-    """Take every cancellation as a joke."""
+    """Stop the loop that every async flow shares, until the test lets it go."""
 
     async def work(self) -> Any:
         until = time.monotonic() + self.option("seconds", 3600)
-        while time.monotonic() < until:
-            try:
-                await asyncio.sleep(0.2)
-            except asyncio.CancelledError:
-                continue
+        while is_held(self) and time.monotonic() < until:
+            time.sleep(0.02)
+
+
+class SwallowsCancel(AsyncTraced):
+    """Take every cancellation as a joke, until the test lets it go."""
+
+    async def work(self) -> Any:
+        while is_held(self):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.02)
 
 
 # What a flow can return

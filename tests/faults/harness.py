@@ -10,15 +10,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
-from psycopg.types.json import Jsonb
 
 from tests.faults.checker import Trace
-from tests.support.service import Service, wait_until
+from tests.support.rows import add_flow, add_flows, of_class, runs_of, statuses_of
+from tests.support.serving import Service, Services
+from tests.support.waiting import Background, wait_until
 
 HERE = Path(__file__).parent
 
@@ -106,9 +108,9 @@ class Process(Service):
         path = urlsplit(self.url).path.rpartition("/")[0] + "/health"
         return self.ask("GET", path, timeout=timeout)
 
-    def later(self, *, timeout: float = 60) -> Later:
-        """Send a heartbeat from a thread, and go on."""
-        return Later(lambda: self.ask(timeout=timeout))
+    def ask_in_background(self, *, timeout: float = 60) -> Background:
+        """Send a heartbeat, and go on."""
+        return Background(lambda: self.ask(timeout=timeout))
 
     def resident_mb(self) -> float:
         """Memory that the process holds; 0 where the system does not say."""
@@ -119,37 +121,11 @@ class Process(Service):
         return int(line.split()[1]) / 1024
 
 
-class Later:
-    """An answer that is still to come."""
-
-    def __init__(self, ask: Callable[[], Answer]) -> None:
-        self._answers: list[Answer] = []
-        self._thread = threading.Thread(target=lambda: self._answers.append(ask()), daemon=True)
-        self._thread.start()
-
-    @property
-    def arrived(self) -> bool:
-        return bool(self._answers)
-
-    def answer(self, seconds: float = 40) -> Answer:
-        self._thread.join(seconds)
-        assert self._answers, f"no answer within {seconds} s"
-        return self._answers[0]
-
-
-class Fleet:
+class Fleet(Services[Process]):
     """Starts processes on one database and ends them all; `fleet(runner_ttl=2)` returns one that listens."""
 
     def __init__(self, directory: Path, trace: Trace, **defaults: Any) -> None:
-        self.directory = directory
-        self.trace = trace
-        self.defaults = {"runner_ttl": 2, **defaults}
-        self.processes: list[Process] = []
-
-    def __call__(self, *, wait: bool = True, **settings: Any) -> Process:
-        process = Process(self.directory, self.trace, **{**self.defaults, **settings})
-        self.processes.append(process)
-        return process.wait_until_listening() if wait else process  # type: ignore[return-value]
+        super().__init__(partial(Process, directory, trace), **{"runner_ttl": 2, **defaults})
 
     def many(self, number: int, **settings: Any) -> list[Process]:
         """Start several at once: they spend their first second importing."""
@@ -159,12 +135,7 @@ class Fleet:
         return started
 
     def living(self) -> list[Process]:
-        return [process for process in self.processes if process.alive()]
-
-    def end_all(self) -> None:
-        for process in self.processes:
-            if process.process.poll() is None:
-                process.kill()
+        return [process for process in self.started if process.alive()]
 
 
 class Pinger:
@@ -178,7 +149,7 @@ class Pinger:
         self._processes = processes
         self._every = every
         self._stopped = threading.Event()
-        self._asking: dict[int, Later] = {}
+        self._asking: dict[int, Background] = {}
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Pinger:
@@ -187,7 +158,7 @@ class Pinger:
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
-        self._thread.join(60)
+        self._thread.join(90)
 
     def longest(self) -> float:
         return max((answer.seconds for answer in self.answers), default=0.0)
@@ -197,82 +168,28 @@ class Pinger:
             self._collect()
             for process in self._processes():
                 if process.url and process.pid not in self._asking:
-                    self._asking[process.pid] = process.later()
-        while self._asking:
-            self._collect()
-            time.sleep(0.02)
+                    self._asking[process.pid] = process.ask_in_background()
+        self.answers += [asked.result(60) for asked in self._asking.values()]
 
     def _collect(self) -> None:
-        for pid, later in list(self._asking.items()):
-            if later.arrived:
-                self.answers.append(later.answer())
+        for pid, asked in list(self._asking.items()):
+            if asked.done:
+                self.answers.append(asked.result())
                 del self._asking[pid]
-
-
-def add_flow(
-    conn: psycopg.Connection[Any],
-    name: str,
-    class_name: str,
-    *,
-    run_interval: int = 3600,
-    run_timeout: int | None = None,
-    **options: Any,
-) -> int:
-    """Insert a flow that is due at once, as a DBA would, and return its id."""
-    row = conn.execute(
-        "INSERT INTO data_flows (name, run_interval, run_timeout, configuration)"
-        " VALUES (%s, %s, %s, %s) RETURNING id",
-        (name, run_interval, run_timeout, Jsonb({"class_name": class_name, **options})),
-    ).fetchone()
-    assert row is not None
-    return int(row[0])
-
-
-def add_flows(
-    conn: psycopg.Connection[Any], prefix: str, number: int, class_name: str, **options: Any
-) -> None:
-    """Insert many alike: `prefix-1`, `prefix-2`, …"""
-    conn.execute(
-        "INSERT INTO data_flows (name, run_interval, configuration)"
-        " SELECT %s || '-' || n, 3600, %s FROM generate_series(1, %s) AS n",
-        (prefix, Jsonb({"class_name": class_name, **options}), number),
-    )
-
-
-def make_due(conn: psycopg.Connection[Any], like: str) -> None:
-    conn.execute("UPDATE data_flows SET next_run_at = now() WHERE name LIKE %s", (like,))
-
-
-def runs_of(conn: psycopg.Connection[Any], like: str) -> list[tuple[str, str, str | None]]:
-    """The runs of flows by name, oldest first, as (name, status, error)."""
-    return conn.execute(
-        "SELECT flow.name, run.status, run.error FROM data_flow_runs AS run"
-        " JOIN data_flows AS flow ON flow.id = run.data_flow_id WHERE flow.name LIKE %s ORDER BY run.id",
-        (like,),
-    ).fetchall()
-
-
-def statuses(conn: psycopg.Connection[Any], like: str) -> list[str]:
-    return [status for _, status, _ in runs_of(conn, like)]
 
 
 def warm_up(conn: psycopg.Connection[Any], process: Process, number: int = 20) -> None:
     """Have flows use the database, so that both pools hold connections when the fault comes."""
-    add_flows(conn, "warm", number, "UsesConnection")
+    add_flows(conn, "warm", number, of_class("UsesConnection"))
     assert process.ask().status == 200
-    bad = [run for run in runs_of(conn, "warm-%") if run[1] != "success"]
+    bad = [run for run in runs_of(conn, "warm-%") if run.status != "success"]
     assert not bad, bad
 
 
-def live_runs(conn: psycopg.Connection[Any]) -> int:
-    row = conn.execute("SELECT count(*) FROM data_flow_runs WHERE ended_at IS NULL").fetchone()
-    assert row is not None
-    return int(row[0])
-
-
-def wait_begun(trace: Trace, flow: str, times: int = 1, seconds: float = 15) -> None:
-    """Wait until a flow's code has begun."""
-    wait_until(lambda: len(trace.of("begin", flow)) >= times, seconds=seconds, what=f"{flow} to begin")
+def wait_begun(trace: Trace, *flows: str) -> None:
+    """Wait until the code of every one of these flows has begun."""
+    for flow in flows:
+        wait_until(lambda flow=flow: trace.of("begin", flow), seconds=30, what=f"{flow} to begin")
 
 
 def beats_until_fresh_flow_ran(
@@ -280,11 +197,11 @@ def beats_until_fresh_flow_ran(
 ) -> int:
     """Add a flow and beat until it has run; fails past `limit` heartbeats. Returns how many it took."""
     name = name or f"fresh-{time.monotonic_ns()}"
-    add_flow(conn, name, "Quick")
+    add_flow(conn, name, of_class("Quick"))
     answers = []
     for beat in range(1, limit + 1):
         answers.append(process.ask())
-        if statuses(conn, name) == ["success"]:
+        if statuses_of(conn, name) == ["success"]:
             return beat
     found = runs_of(conn, name)
     raise AssertionError(

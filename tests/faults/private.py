@@ -8,7 +8,9 @@ killed needs none.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -45,10 +47,12 @@ def binaries() -> Path:
 
 
 def free_port() -> int:
-    """Return a TCP port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port that nobody has, and that no outgoing connection gets while its server is down."""
+    while True:
+        port = random.randrange(20_000, 32_000)  # below what the kernel gives to those who do not choose
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class PrivateServer:

@@ -23,6 +23,8 @@ from urllib.parse import quote
 
 from psycopg import conninfo
 
+from tests.faults.private import free_port
+
 Way = Literal["to_server", "to_client"]
 Verdict = Literal["pass", "cut", "pass_then_cut"]
 T = TypeVar("T")
@@ -67,7 +69,7 @@ class Proxy:
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self.watch: Callable[[Way, bytes, int], Verdict] | None = None
         self.accepted = 0
-        self.port = 0
+        self.port = free_port()
 
     def __enter__(self) -> Proxy:
         self._thread.start()
@@ -120,7 +122,6 @@ class Proxy:
             self._listener = await asyncio.start_server(
                 self._accept, "127.0.0.1", self.port, reuse_address=True
             )
-            self.port = self._listener.sockets[0].getsockname()[1]
 
     async def _close(self) -> None:
         self._stop_listening()

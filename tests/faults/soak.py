@@ -25,19 +25,11 @@ import psycopg
 
 from heartbeat.postgres.migrate import upgrade
 from tests.faults.checker import Limits, Report, Snapshots, Trace, check
-from tests.faults.harness import (
-    Answer,
-    Fleet,
-    Pinger,
-    Process,
-    add_flow,
-    add_flows,
-    beats_until_fresh_flow_ran,
-    live_runs,
-)
+from tests.faults.harness import Answer, Fleet, Pinger, Process, beats_until_fresh_flow_ran
 from tests.faults.private import PrivateServer
 from tests.faults.proxy import Proxy
-from tests.support.service import wait_until
+from tests.support.rows import add_flow, add_flows, live_runs, of_class
+from tests.support.waiting import wait_until
 
 TTL = 2.0
 SETTINGS: dict[str, float] = {"runner_ttl": TTL, "drain_timeout": 2, "time_budget": 5, "concurrency": 4}
@@ -54,8 +46,8 @@ FLOWS: dict[str, tuple[int, dict[str, Any]]] = {
     "LeaksTransaction": (1, {"run_interval": 15}),
     "ChangesSession": (1, {"run_interval": 3}),
     "HangsUntilAsked": (1, {"run_interval": 10, "run_timeout": 1}),
-    "Hangs": (1, {"run_interval": 15, "run_timeout": 1, "seconds": 4}),
-    "AsyncHangs": (1, {"run_interval": 10, "run_timeout": 1}),
+    "Held": (1, {"run_interval": 15, "run_timeout": 1, "seconds": 4}),
+    "AsyncHeld": (1, {"run_interval": 10, "run_timeout": 1}),
     "BlocksLoop": (1, {"run_interval": 20, "run_timeout": 1, "seconds": 3}),
     "Exits": (1, {"run_interval": 25}),
 }
@@ -83,14 +75,14 @@ class Soak:
         missing = self.processes - len(self.fleet.living())
         started = []
         for _ in range(missing):
-            through_proxy = len(self.fleet.processes) % 2 == 1
+            through_proxy = len(self.fleet.started) % 2 == 1
             options = {"database_url": self.proxy.url} if through_proxy else {}
             started.append(self.fleet(wait=False, **options))
         for process in started:
             process.wait_until_listening(60)
 
     def through_proxy(self) -> list[Process]:
-        return [p for number, p in enumerate(self.fleet.processes) if number % 2 == 1 and p.alive()]
+        return [p for number, p in enumerate(self.fleet.started) if number % 2 == 1 and p.alive()]
 
     def some(self, least: float, most: float) -> float:
         return self.chance.uniform(least, most)
@@ -167,7 +159,7 @@ class Soak:
 
     def burst(self) -> None:
         with self.connect() as conn:
-            add_flows(conn, f"burst-{self.done['burst']}", 500, "Quick")
+            add_flows(conn, f"burst-{self.done['burst']}", 500, of_class("Quick"))
 
     # The run
 
@@ -175,7 +167,9 @@ class Soak:
         with self.connect() as conn:
             for class_name, (number, row) in FLOWS.items():
                 for n in range(number):
-                    add_flow(conn, f"{class_name}-{n}", class_name, **row)
+                    columns = {name: value for name, value in row.items() if name.startswith("run_")}
+                    options = {name: value for name, value in row.items() if name not in columns}
+                    add_flow(conn, f"{class_name}-{n}", of_class(class_name, **options), **columns)
         self.start_missing()
         faults = [
             self.kill, self.kill, self.kill_all, self.pause, self.pause, self.stop, self.restart_server,

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from tests.faults.checker import Limits, Snapshots, Trace, check
-from tests.faults.harness import add_flow
+from tests.support.rows import add_flow, of_class
 
 LIMITS = Limits(ttl=2, slack=0.5)
 RUNNER = "00000000-0000-4000-8000-000000000001"
@@ -21,7 +21,7 @@ class Story:
 
     def __init__(self, db: psycopg.Connection[Any], trace: Trace) -> None:
         self.db, self.trace = db, trace
-        self.flow = add_flow(db, "orders", "Quick")
+        self.flow = add_flow(db, "orders", of_class("Quick"))
         db.execute(
             "INSERT INTO data_flow_runners (id, host, pid) VALUES (%s, 'here', %s)", (RUNNER, os.getpid())
         )

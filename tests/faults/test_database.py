@@ -5,25 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import psycopg
 
 from tests.faults.checker import Limits, Trace, check
-from tests.faults.harness import (
-    Fleet,
-    Pinger,
-    add_flow,
-    beats_until_fresh_flow_ran,
-    runs_of,
-    statuses,
-    wait_begun,
-    warm_up,
-)
+from tests.faults.harness import Fleet, Pinger, beats_until_fresh_flow_ran, wait_begun, warm_up
 from tests.faults.private import PrivateServer
-from tests.support.service import wait_until
-
-Conn = psycopg.Connection[Any]
+from tests.support.rows import Conn, add_flow, of_class, runs_of, statuses_of
+from tests.support.waiting import wait_until
 
 
 @contextlib.contextmanager
@@ -44,20 +33,22 @@ def test_a_restart_longer_than_the_ttl_fails_no_run_and_loses_no_outcome(
     ttl = 2
     runner, other = private_fleet.many(2, runner_ttl=ttl)
     with private_server.connect(private_database) as conn:
-        add_flow(conn, "ends-meanwhile", "Slow", seconds=1.5)
-        add_flow(conn, "ends-meanwhile-async", "AsyncSlow", seconds=1.5)
-        add_flow(conn, "ends-afterwards", "Slow", seconds=6)
-    runner.later()
-    wait_begun(trace, "ends-meanwhile")
-    wait_begun(trace, "ends-afterwards")
+        add_flow(conn, "ends-meanwhile", of_class("Held"))
+        add_flow(conn, "ends-meanwhile-async", of_class("AsyncHeld"))
+        add_flow(conn, "ends-afterwards", of_class("Held"))
+    runner.ask_in_background()
+    wait_begun(trace, "ends-meanwhile", "ends-meanwhile-async", "ends-afterwards")
     with Pinger(lambda: [runner, other], 0.2) as pinger:
         with away(private_server, trace):
+            trace.let_go("ends-meanwhile", "ends-meanwhile-async")
+            wait_until(lambda: len(trace.of("end")) == 2, what="the short runs to return")
             time.sleep(ttl + 1)  # the length of the outage, not a wait for something
+        trace.let_go("ends-afterwards")
         with private_server.connect(private_database) as conn:
-            wait_until(lambda: trace.of("end", "ends-afterwards"), what="the long run to return")
-            wait_until(lambda: "in_progress" not in statuses(conn, "%"), seconds=5, what="the records")
+            wait_until(lambda: "in_progress" not in statuses_of(conn, "%"), what="the records")
+        wait_until(lambda: pinger.answers[-1].status == 200, what="a heartbeat after it")
     with private_server.connect(private_database) as conn:
-        assert [(status, error) for _, status, error in runs_of(conn, "ends-%")] == [("success", None)] * 3
+        assert [(run.status, run.error) for run in runs_of(conn, "ends-%")] == [("success", None)] * 3
         assert {answer.status for answer in pinger.answers} == {200, 503}
         assert pinger.longest() <= 5
         for process in (runner, other):
@@ -96,8 +87,8 @@ def test_a_server_out_of_connections_costs_a_503_and_no_outcome(
 ) -> None:
     service = private_fleet(runner_ttl=30)
     conn = private_server.connect(private_database)
-    add_flow(conn, "long", "Slow", seconds=3)
-    waiting = service.later()
+    add_flow(conn, "long", of_class("Held"))
+    waiting = service.ask_in_background()
     wait_begun(trace, "long")
     taken: list[Conn] = []
     ours = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -116,15 +107,14 @@ def test_a_server_out_of_connections_costs_a_503_and_no_outcome(
         assert int(answer.headers["retry-after"]) > 0
         health = service.ask_health()
         assert (health.status, health.seconds < 5) == (503, True)
+        trace.let_go("long")
         wait_until(lambda: trace.of("end", "long"), what="the flow to return")
         assert service.alive()
     finally:
         for connection in taken:
             connection.close()
-    begin = time.monotonic()
-    wait_until(lambda: statuses(conn, "long") == ["success"], what="the outcome that was kept")
-    assert time.monotonic() - begin < 5
-    waiting.answer()
+    wait_until(lambda: statuses_of(conn, "long") == ["success"], what="the outcome that was kept")
+    waiting.result()
     assert beats_until_fresh_flow_ran(conn, service, limit=1) == 1
     conn.close()
 
@@ -132,8 +122,8 @@ def test_a_server_out_of_connections_costs_a_503_and_no_outcome(
 def test_terminated_sessions_cost_no_run_and_no_heartbeat(fleet: Fleet, db: Conn, trace: Trace) -> None:
     service = fleet(runner_ttl=3)
     warm_up(db, service)
-    add_flow(db, "long", "Slow", seconds=2)
-    waiting = service.later()
+    add_flow(db, "long", of_class("Held"))
+    waiting = service.ask_in_background()
     wait_begun(trace, "long")
     for _ in range(3):
         db.execute(
@@ -141,7 +131,8 @@ def test_terminated_sessions_cost_no_run_and_no_heartbeat(fleet: Fleet, db: Conn
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
         assert beats_until_fresh_flow_ran(db, service, limit=1) == 1
-    assert waiting.answer().status == 200
-    assert statuses(db, "long") == ["success"]
+    trace.let_go("long")
+    assert waiting.result().status == 200
+    assert statuses_of(db, "long") == ["success"]
     report = check(trace, db, Limits(ttl=3))
     assert not report.violations, str(report)

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
-
-import psycopg
 
 from tests.faults.conftest import Rules
 from tests.faults.flows import RAISABLE, RETURNABLE
-from tests.faults.harness import (
-    Fleet,
-    Process,
-    add_flow,
-    add_flows,
-    beats_until_fresh_flow_ran,
-    runs_of,
-    statuses,
-)
-from tests.support.service import wait_until
-
-Conn = psycopg.Connection[Any]
+from tests.faults.harness import Fleet, Process, beats_until_fresh_flow_ran
+from tests.support.rows import Conn, add_flow, add_flows, of_class, runs_of, statuses_of
+from tests.support.waiting import wait_until
 
 SESSION_CHANGES = {
     "role": "SET ROLE pg_monitor",
@@ -47,22 +35,22 @@ def drain(service: Process) -> None:
 def test_whatever_a_flow_raises_fails_its_own_run_only(fleet: Fleet, db: Conn, rules: Rules) -> None:
     service = fleet(concurrency=2)
     for what in RAISABLE:
-        add_flow(db, f"raises-{what}", "Raises", what=what)
-        add_flow(db, f"async-raises-{what}", "AsyncRaises", what=what)
-    add_flow(db, "raises-deeply", "Recurses")
-    add_flow(db, "raises-at-once", "FailsToStart")
-    add_flow(db, "raises-unknown", "os.system")
-    add_flows(db, "good", 10, "Quick")
-    add_flows(db, "async-good", 10, "AsyncQuick")
+        add_flow(db, f"raises-{what}", of_class("Raises", what=what))
+        add_flow(db, f"async-raises-{what}", of_class("AsyncRaises", what=what))
+    add_flow(db, "raises-deeply", of_class("Recurses"))
+    add_flow(db, "raises-at-once", of_class("FailsToStart"))
+    add_flow(db, "raises-unknown", of_class("os.system"))
+    add_flows(db, "good", 10, of_class("Quick"))
+    add_flows(db, "async-good", 10, of_class("AsyncQuick"))
     drain(service)
-    assert statuses(db, "%good-%") == ["success"] * 20
+    assert statuses_of(db, "%good-%") == ["success"] * 20
     bad = runs_of(db, "%raises-%")
     assert len(bad) == 2 * len(RAISABLE) + 3
-    for name, status, error in bad:
-        assert status == "failed", name
-        assert error, name
-        assert len(error) < 100_000, name
-    errors = {name: error or "" for name, _, error in bad}
+    for run in bad:
+        assert run.status == "failed", run.name
+        assert run.error, run.name
+        assert len(run.error) < 100_000, run.name
+    errors = {run.name: run.error for run in bad}
     assert "3" in errors["raises-SystemExit"]
     assert "before" in errors["raises-nul"]
     assert "after" in errors["raises-nul"]
@@ -77,8 +65,8 @@ def test_whatever_a_flow_returns_is_kept_or_said_and_is_a_success(
 ) -> None:
     service = fleet(concurrency=2)
     for what in RETURNABLE:
-        add_flow(db, f"returns-{what}", "Returns", what=what)
-    add_flows(db, "good", 10, "Quick")
+        add_flow(db, f"returns-{what}", of_class("Returns", what=what))
+    add_flows(db, "good", 10, of_class("Quick"))
     drain(service)
     found = db.execute(
         "SELECT flow.name, run.status, run.error, octet_length(run.result::text), jsonb_typeof(run.result)"
@@ -92,7 +80,7 @@ def test_whatever_a_flow_returns_is_kept_or_said_and_is_a_success(
     kinds = {name: kind for name, _, _, _, kind in found}
     for what in ("object", "nan", "infinity", "bytes", "circular"):
         assert kinds[f"returns-{what}"] == "string", what
-    assert statuses(db, "good-%") == ["success"] * 10
+    assert statuses_of(db, "good-%") == ["success"] * 10
     assert beats_until_fresh_flow_ran(db, service, limit=1) == 1
     rules(db)
 
@@ -103,33 +91,29 @@ def test_whatever_a_flow_does_to_its_connection_hurts_nobody_else(
     service = fleet(concurrency=2)
     assert service.ask().status == 200
     for name, statement in SESSION_CHANGES.items():
-        add_flow(db, f"changes-{name}", "ChangesSession", statement=statement)
+        add_flow(db, f"changes-{name}", of_class("ChangesSession", statement=statement))
     for flow in ("ClosesConnection", "KillsBackend", "PoisonsConnection", "KeepsAutocommit"):
-        add_flows(db, f"does-{flow}", 3, flow)
-    add_flows(db, "leaks", 3, "LeaksTransaction")
+        add_flows(db, f"does-{flow}", 3, of_class(flow))
+    add_flows(db, "leaks", 3, of_class("LeaksTransaction"))
     drain(service)
     for _ in range(3):
-        add_flows(db, f"uses-{_}", 20, "UsesConnection")
+        add_flows(db, f"uses-{_}", 20, of_class("UsesConnection"))
         drain(service)
-    users = runs_of(db, "uses-%")
-    assert [user for user in users if user[1] != "success"] == []
-    assert len(users) == 60
-    assert "in_progress" not in statuses(db, "%")
+    assert statuses_of(db, "uses-%") == ["success"] * 60, runs_of(db, "uses-%")
+    assert "in_progress" not in statuses_of(db, "%")
     assert beats_until_fresh_flow_ran(db, service, limit=1) == 1
     # No lock and no transaction outlives its flow.
     left = (
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in %'"
     )
-    wait_until(
-        lambda: db.execute(left).fetchone() == (0,), seconds=5, what="leaked transactions to be closed"
-    )
+    wait_until(lambda: db.execute(left).fetchone() == (0,), what="leaked transactions to be closed")
 
     def put_right() -> bool:
         service.ask()
         found = db.execute("SELECT count(*) FROM data_flows WHERE last_run_status = 'in_progress'").fetchone()
         return found == (0,)
 
-    wait_until(put_right, seconds=5, what="last_run_status of the flows that locked their own rows")
+    wait_until(put_right, what="last_run_status of the flows that locked their own rows")
     rules(db)
 
 
@@ -148,14 +132,11 @@ def test_rows_that_no_flow_can_be_made_of_fail_their_own_runs(fleet: Fleet, db: 
     }
     service = fleet(concurrency=2)
     for name, configuration in odd.items():
-        db.execute(
-            "INSERT INTO data_flows (name, run_interval, configuration) VALUES (%s, 60, %s)",
-            (f"odd-{name}", configuration),
-        )
-    add_flows(db, "good", 10, "Quick")
+        add_flow(db, f"odd-{name}", configuration)
+    add_flows(db, "good", 10, of_class("Quick"))
     drain(service)
-    assert statuses(db, "good-%") == ["success"] * 10
-    found = {name: status for name, status, _ in runs_of(db, "odd-%")}
+    assert statuses_of(db, "good-%") == ["success"] * 10
+    found = {run.name: run.status for run in runs_of(db, "odd-%")}
     assert found == dict.fromkeys((f"odd-{name}" for name in odd), "failed")
     assert beats_until_fresh_flow_ran(db, service, limit=1) == 1
     rules(db)

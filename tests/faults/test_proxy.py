@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from tests.faults.private import PrivateServer
 from tests.faults.proxy import Proxy, Verdict, Way
+from tests.support.waiting import Background
 
 
 def connect(proxy: Proxy, timeout: int = 2) -> psycopg.Connection[Any]:
@@ -41,15 +41,12 @@ def test_a_refusing_proxy_refuses_until_healed(proxy: Proxy) -> None:
 def test_a_black_hole_swallows_old_and_new_connections(proxy: Proxy) -> None:
     conn = connect(proxy)
     proxy.black_hole()
-    answers: list[Any] = []
-    asking = threading.Thread(target=lambda: answers.append(conn.execute("SELECT 7").fetchone()), daemon=True)
-    asking.start()
+    asking = Background(lambda: conn.execute("SELECT 7").fetchone())
     with pytest.raises(psycopg.OperationalError, match="timeout"):
         connect(proxy, timeout=2)
-    assert not answers
+    assert not asking.done
     proxy.heal()
-    asking.join(5)
-    assert answers == [(7,)]
+    assert asking.result() == (7,)
     conn.close()
 
 

@@ -7,7 +7,6 @@ import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
@@ -15,10 +14,10 @@ import pytest
 
 from tests.faults.checker import Trace
 from tests.faults.conftest import Rules
-from tests.faults.harness import Fleet, Process, add_flow, add_flows, statuses, wait_begun
-from tests.support.service import wait_until
+from tests.faults.harness import Fleet, Process, wait_begun
+from tests.support.rows import Conn, add_flow, add_flows, of_class, statuses_of
+from tests.support.waiting import wait_until
 
-Conn = psycopg.Connection[Any]
 TOKEN = "s3cret-token-that-nobody-may-see"
 
 
@@ -96,7 +95,7 @@ def test_input_never_makes_a_5xx_and_memory_stays_bounded(fleet: Fleet, db: Conn
 
 def test_a_large_body_is_neither_read_into_memory_nor_a_reason_to_fail(fleet: Fleet, db: Conn) -> None:
     service = fleet()
-    add_flow(db, "work", "Quick")
+    add_flow(db, "work", of_class("Quick"))
     before = service.resident_mb()
     megabyte = b"x" * 2**20
     with connect(service) as raw, contextlib.suppress(OSError):
@@ -104,13 +103,15 @@ def test_a_large_body_is_neither_read_into_memory_nor_a_reason_to_fail(fleet: Fl
         for _ in range(200):
             raw.sendall(megabyte)
     assert service.resident_mb() - before < 50
-    wait_until(lambda: service.ask().status == 200 and statuses(db, "work") == ["success"], what="the flow")
-    assert len(statuses(db, "work")) == 1
+    wait_until(
+        lambda: service.ask().status == 200 and statuses_of(db, "work") == ["success"], what="the flow"
+    )
+    assert len(statuses_of(db, "work")) == 1
 
 
 def test_pipelined_heartbeats_are_answered_in_turn(fleet: Fleet, db: Conn) -> None:
     service = fleet()
-    add_flow(db, "work", "Quick")
+    add_flow(db, "work", of_class("Quick"))
     one = head(service, "Content-Length: 0") + b"\r\n"
     last = head(service, "Content-Length: 0", "Connection: close") + b"\r\n"
     with connect(service) as raw:
@@ -119,7 +120,7 @@ def test_pipelined_heartbeats_are_answered_in_turn(fleet: Fleet, db: Conn) -> No
         while chunk := raw.recv(65536):
             answer += chunk
     assert answer.count(b"HTTP/1.1 200") == 5
-    assert statuses(db, "work") == ["success"]
+    assert statuses_of(db, "work") == ["success"]
 
 
 @contextlib.contextmanager
@@ -137,7 +138,7 @@ def crowd(process: Process, *sayings: bytes, each: int) -> Iterator[None]:
 
 def test_slow_and_silent_clients_keep_no_heartbeat_from_its_answer(fleet: Fleet, db: Conn) -> None:
     service = fleet()
-    add_flows(db, "work", 20, "Quick")
+    add_flows(db, "work", 20, of_class("Quick"))
     before = service.resident_mb()
     begun = head(service)
     half_a_body = head(service, token=False) + b"Content-Length: 1000\r\n\r\nhalf"
@@ -147,7 +148,7 @@ def test_slow_and_silent_clients_keep_no_heartbeat_from_its_answer(fleet: Fleet,
         assert answer.status == 200
         assert answer.seconds < 5
         assert service.ask_health().seconds < 2
-        wait_until(lambda: statuses(db, "work-%") == ["success"] * 20, what="the flows")
+        wait_until(lambda: statuses_of(db, "work-%") == ["success"] * 20, what="the flows")
         assert service.resident_mb() - before < 100
     assert service.ask().status == 200
 
@@ -156,15 +157,15 @@ def test_a_client_that_goes_away_stops_no_run_and_one_that_retries_starts_none_t
     fleet: Fleet, db: Conn, trace: Trace, rules: Rules
 ) -> None:
     service = fleet()
-    add_flow(db, "long", "Slow", seconds=1.5)
-    add_flow(db, "long-async", "AsyncSlow", seconds=1.5)
+    add_flow(db, "long", of_class("Held"))
+    add_flow(db, "long-async", of_class("AsyncHeld"))
     with connect(service) as raw:
         raw.sendall(head(service, "Content-Length: 0") + b"\r\n")
-        wait_begun(trace, "long")
-        wait_begun(trace, "long-async")
+        wait_begun(trace, "long", "long-async")
     for _ in range(5):
         service.ask(timeout=0.2)
-    wait_until(lambda: statuses(db, "long%") == ["success"] * 2, what="the runs to end")
+    trace.let_go()
+    wait_until(lambda: statuses_of(db, "long%") == ["success"] * 2, what="the runs to end")
     assert len(trace.of("begin")) == 2
     rules(db)
 
@@ -199,7 +200,7 @@ def test_the_token_and_the_password_are_told_nowhere(
     fleet: Fleet, db: Conn, database_url: str, tmp_path: Path
 ) -> None:
     service = fleet(token=TOKEN)
-    add_flow(db, "raises", "Raises")
+    add_flow(db, "raises", of_class("Raises"))
     end = "Content-Length: 0", "Connection: close"
     assert service.ask().status == 200
     assert talk(service, head(service, f"X-Heartbeat-Token: {TOKEN}", *end) + b"\r\n") == [401]

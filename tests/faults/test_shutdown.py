@@ -5,17 +5,16 @@ from __future__ import annotations
 import signal
 import socket
 import time
-from typing import Any
 from urllib.parse import urlsplit
 
-import psycopg
 import pytest
 
 from tests.faults.checker import Trace
 from tests.faults.conftest import Rules
-from tests.faults.harness import Fleet, Process, add_flow, live_runs, runs_of, statuses, wait_begun
+from tests.faults.harness import Fleet, Process, wait_begun
+from tests.support.rows import Conn, add_flow, live_runs, of_class, runs_of, statuses_of
+from tests.support.waiting import wait_until
 
-Conn = psycopg.Connection[Any]
 DRAIN = 1.5
 
 
@@ -28,7 +27,7 @@ def send(process: Process, data: bytes) -> socket.socket:
 
 
 def assert_nothing_left(db: Conn) -> None:
-    assert live_runs(db) == 0
+    assert live_runs(db) == []
     assert db.execute("SELECT count(*) FROM data_flow_runners").fetchone() == (0,)
 
 
@@ -37,41 +36,43 @@ def test_a_run_that_ends_while_draining_is_recorded_and_the_pinger_answered(
     fleet: Fleet, db: Conn, trace: Trace, rules: Rules, number: signal.Signals
 ) -> None:
     service = fleet(drain_timeout=10, concurrency=1)
-    add_flow(db, "long", "Slow", seconds=1.5)
-    add_flow(db, "not-yet", "Quick")
-    waiting = service.later()
+    add_flow(db, "long", of_class("Held"))
+    add_flow(db, "not-yet", of_class("Quick"))
+    waiting = service.ask_in_background()
     wait_begun(trace, "long")
     service.signal(number)
-    assert service.wait(8) in (0, 128 + number, -number)
-    answer = waiting.answer()
+    wait_until(lambda: "stopping" in service.log(), what="the drain to begin")
+    trace.let_go("long")
+    assert service.wait(9) in (0, 128 + number, -number)
+    answer = waiting.result()
     assert answer.status == 200
     assert (answer.counts["flows_triggered"], answer.counts["flows_remaining"]) == (1, 1)
-    assert statuses(db, "long") == ["success"]
-    assert statuses(db, "not-yet") == []
+    assert statuses_of(db, "long") == ["success"]
+    assert statuses_of(db, "not-yet") == []
     assert_nothing_left(db)
     rules(db)
 
 
-@pytest.mark.parametrize("flow", ["Hangs", "AsyncHangs", "SwallowsCancel", "BlocksLoop", "HangsUntilAsked"])
+@pytest.mark.parametrize("flow", ["Held", "AsyncHeld", "SwallowsCancel", "BlocksLoop", "HangsUntilAsked"])
 def test_what_outlives_the_drain_is_recorded_as_interrupted_before_the_exit(
     fleet: Fleet, db: Conn, trace: Trace, rules: Rules, flow: str
 ) -> None:
     service = fleet(drain_timeout=DRAIN)
-    add_flow(db, "endless", flow, seconds=60)
-    waiting = service.later()
+    add_flow(db, "endless", of_class(flow))
+    waiting = service.ask_in_background()
     wait_begun(trace, "endless")
     begin = time.monotonic()
     service.signal(signal.SIGTERM)
     service.wait(DRAIN + 3.5)
     taken = time.monotonic() - begin
-    ((_, status, error),) = runs_of(db, "endless")
+    [run] = runs_of(db, "endless")
     if flow == "HangsUntilAsked":  # asked through `stopping`, it returned in time
-        assert status == "success"
+        assert run.status == "success"
     else:
         assert taken >= DRAIN - 0.1
-        assert status == "failed"
-        assert "interrupted" in (error or "").lower()
-    assert waiting.answer().status == 200
+        assert run.status == "failed"
+        assert "interrupted" in run.error.lower()
+    assert waiting.result().status == 200
     assert_nothing_left(db)
     rules(db)
 
@@ -80,10 +81,10 @@ def test_half_sent_requests_a_stray_thread_and_a_second_signal_do_not_hold_the_e
     fleet: Fleet, db: Conn, trace: Trace, rules: Rules
 ) -> None:
     service = fleet(drain_timeout=DRAIN)
-    add_flow(db, "stray", "LeavesAThread")
+    add_flow(db, "stray", of_class("LeavesAThread"))
     assert service.ask().counts["flows_succeeded"] == 1
-    add_flow(db, "endless", "Hangs")
-    waiting = service.later()
+    add_flow(db, "endless", of_class("Held"))
+    waiting = service.ask_in_background()
     wait_begun(trace, "endless")
     path = urlsplit(service.url).path.encode()
     head = b"POST " + path + b" HTTP/1.1\r\nHost: x\r\n"
@@ -100,10 +101,10 @@ def test_half_sent_requests_a_stray_thread_and_a_second_signal_do_not_hold_the_e
     time.sleep(1.1)  # within a second it would be the same wish
     service.signal(signal.SIGTERM)
     service.wait(DRAIN + 3.5)
-    assert waiting.answer().status == 200
+    assert waiting.result().status == 200
     for raw in sockets:
         raw.close()
-    assert statuses(db, "endless") == ["failed"]
+    assert statuses_of(db, "endless") == ["failed"]
     assert_nothing_left(db)
     rules(db)
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.support.service import environment, write_flows
+from tests.support.environment import environment, write_flows
 
 PROGRAM = (sys.executable, "-m", "heartbeat")
 

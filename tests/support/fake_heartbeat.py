@@ -42,7 +42,7 @@ class FakeHeartbeat:
         self.on_start()
         return self
 
-    def beat(self, client_ip: str | None = None) -> BeatReport:
+    def beat(self, client_ip: str | None = None, *, until_all_ended: bool = False) -> BeatReport:
         self.calls.append("beat")
         self.clients.append(client_ip)
         return self.on_beat()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import signal
 import threading
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from heartbeat.http.connection import Connection
 from heartbeat.models import BeatReport
 from heartbeat.process import leave
 from tests.support.fake_heartbeat import NOTHING_DUE, FakeHeartbeat
+
+logger = logging.getLogger("heartbeat.fake")
 
 
 def main() -> None:
@@ -56,6 +59,7 @@ def main() -> None:
 def _beats(fake: FakeHeartbeat) -> dict[str, Callable[[], BeatReport]]:
     def until(event: threading.Event) -> Callable[[], BeatReport]:
         def beat() -> BeatReport:
+            logger.info("beating", extra={"event": "beating"})
             event.wait(60)
             return NOTHING_DUE
 

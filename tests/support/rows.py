@@ -1,9 +1,7 @@
-"""What the core's tests share: rows put in and read back as a DBA does, and flow classes made on the spot."""
+"""Rows put in and read back as a DBA does, in psql."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -11,20 +9,32 @@ from psycopg import sql
 from psycopg.rows import namedtuple_row
 from psycopg.types.json import Jsonb
 
-from heartbeat import DataFlow
-
 Conn = psycopg.Connection[Any]
 
 
-def add_flow(db: Conn, name: str, **columns: Any) -> int:
+def add_flow(db: Conn, name: str, configuration: Any = "{}", **columns: Any) -> int:
     """Insert a flow and return its id; it is due at once, and hourly unless `run_interval` says otherwise."""
-    columns = {"name": name, "run_interval": 3600, **columns}
-    if isinstance(columns.get("configuration"), dict):
-        columns["configuration"] = Jsonb(columns["configuration"])
+    if isinstance(configuration, dict):
+        configuration = Jsonb(configuration)
+    columns = {"name": name, "run_interval": 3600, "configuration": configuration, **columns}
     statement = sql.SQL("INSERT INTO data_flows ({}) VALUES ({}) RETURNING id").format(
         sql.SQL(", ").join(map(sql.Identifier, columns)), sql.SQL(", ").join(map(sql.Placeholder, columns))
     )
     return int(db.execute(statement, columns).fetchone()[0])
+
+
+def of_class(name: str, **options: Any) -> dict[str, Any]:
+    """Return the configuration of a flow of this class."""
+    return {"class_name": name, **options}
+
+
+def add_flows(db: Conn, prefix: str, number: int, configuration: dict[str, Any]) -> None:
+    """Insert many alike, as `add_flow` does: `prefix-1`, `prefix-2`, …"""
+    db.execute(
+        "INSERT INTO data_flows (name, run_interval, configuration) "
+        "SELECT %s || '-' || n, 3600, %s FROM generate_series(1, %s) AS n",
+        [prefix, Jsonb(configuration), number],
+    )
 
 
 def request_run(db: Conn, name: str) -> int:
@@ -48,14 +58,14 @@ def flow_row(db: Conn, name: str) -> Any:
     return _cursor(db).execute("SELECT * FROM data_flows WHERE name = %s", [name]).fetchone()
 
 
-def runs_of(db: Conn, name: str) -> list[Any]:
-    """Return a flow's runs as the table holds them, oldest first."""
+def runs_of(db: Conn, like: str) -> list[Any]:
+    """Return the runs of one flow, or of all whose names are like `orders-%`, oldest first, each with its `name`."""
     return (
         _cursor(db)
         .execute(
-            "SELECT run.* FROM data_flow_runs AS run JOIN data_flows AS flow ON flow.id = run.data_flow_id "
-            "WHERE flow.name = %s ORDER BY run.id",
-            [name],
+            "SELECT run.*, flow.name FROM data_flow_runs AS run "
+            "JOIN data_flows AS flow ON flow.id = run.data_flow_id WHERE flow.name LIKE %s ORDER BY run.id",
+            [like],
         )
         .fetchall()
     )
@@ -64,12 +74,19 @@ def runs_of(db: Conn, name: str) -> list[Any]:
 def statuses(db: Conn) -> dict[str, list[str]]:
     """Return the status of every run, oldest first, by its flow's name."""
     found: dict[str, list[str]] = {}
-    for name, status in db.execute(
-        "SELECT flow.name, run.status FROM data_flow_runs AS run "
-        "JOIN data_flows AS flow ON flow.id = run.data_flow_id ORDER BY run.id"
-    ):
-        found.setdefault(name, []).append(status)
+    for run in runs_of(db, "%"):
+        found.setdefault(run.name, []).append(run.status)
     return found
+
+
+def statuses_of(db: Conn, like: str) -> list[str]:
+    """Return the status of every run of one flow, or of all whose names are like `orders-%`, oldest first."""
+    return [run.status for run in runs_of(db, like)]
+
+
+def live_runs(db: Conn) -> list[Any]:
+    """Return the runs that have not ended."""
+    return _cursor(db).execute("SELECT * FROM data_flow_runs WHERE ended_at IS NULL").fetchall()
 
 
 def heartbeat_row(db: Conn, heartbeat_id: int) -> Any:
@@ -79,75 +96,3 @@ def heartbeat_row(db: Conn, heartbeat_id: int) -> Any:
 
 def _cursor(db: Conn) -> psycopg.Cursor[Any]:
     return db.cursor(row_factory=namedtuple_row)
-
-
-def flow_class(name: str, run: Callable[[Any], Any], /, **attributes: Any) -> type[DataFlow]:
-    """Make a flow class of a function: `flow_class("Orders", lambda self: 17)`."""
-    return type(name, (DataFlow,), {"run": run, **attributes})
-
-
-class Noop(DataFlow):
-    """Does nothing, and succeeds."""
-
-    def run(self) -> None:
-        pass
-
-
-class Gate:
-    """Holds flows until the test lets them go, and says which began and how many ran at once.
-
-    `gate.flow("Slow")` is a class of such a flow.
-    """
-
-    def __init__(self) -> None:
-        self._open = threading.Event()
-        self._lock = threading.Lock()
-        self.begun: list[str] = []
-        self.now = 0
-        self.most = 0
-
-    def hold(self, flow: DataFlow) -> None:
-        with self._lock:
-            self.begun.append(flow.name)
-            self.now += 1
-            self.most = max(self.most, self.now)
-        try:
-            assert self._open.wait(30), "the gate was never opened"
-        finally:
-            with self._lock:
-                self.now -= 1
-
-    def open(self) -> None:
-        self._open.set()
-
-    def flow(self, name: str, **attributes: Any) -> type[DataFlow]:
-        return flow_class(name, lambda flow: self.hold(flow), **attributes)
-
-
-class Background:
-    """A call in a thread of its own."""
-
-    def __init__(self, call: Callable[[], Any]) -> None:
-        self._call = call
-        self._outcome: Any = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._outcome = self._call()
-        except BaseException as exc:
-            self._error = exc
-
-    @property
-    def done(self) -> bool:
-        return not self._thread.is_alive()
-
-    def result(self, seconds: float = 30) -> Any:
-        """Wait for the call and return what it returned, or raise what it raised."""
-        self._thread.join(seconds)
-        assert self.done, f"a call in the background still runs after {seconds} s"
-        if self._error is not None:
-            raise self._error
-        return self._outcome

@@ -151,15 +151,15 @@ def main() -> None:
     import os
 
     from heartbeat.postgres.migrate import upgrade
-    from tests.support import postgres as servers
+    from tests.support import postgres
 
-    server = servers.start(os.environ.get("HEARTBEAT_TEST_POSTGRES"), os.environ.get("HEARTBEAT_TEST_IMAGE"))
+    server = postgres.start(os.environ.get("HEARTBEAT_TEST_POSTGRES"), os.environ.get("HEARTBEAT_TEST_IMAGE"))
     name = f"heartbeat_snapshot_{os.getpid()}"
     try:
-        url = servers.create_database(server.url, name)
+        url = postgres.create_database(server.url, name)
         upgrade(url)
         sys.stdout.write(snapshot(url))
-        servers.drop_database(server.url, name)
+        postgres.drop_database(server.url, name)
     finally:
         server.stop()
 

@@ -2,48 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, Self, TypeVar
 from urllib.parse import urljoin
 
 import httpx2
 
-T = TypeVar("T")
+from tests.support.environment import environment, write_flows
+from tests.support.waiting import wait_until
 
 TOKEN = "a-token-for-tests"
 LISTENING = re.compile(r"listening on (http://127\.0\.0\.1:\d+/[^\s\"]*)")
-
-
-def wait_until(condition: Callable[[], T], *, seconds: float = 10, what: str = "the condition") -> T:
-    """Ask `condition` again and again until its answer is true, and return that; give up after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not (answer := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {seconds} s in vain for {what}")
-        time.sleep(0.02)
-    return answer
-
-
-def environment(**settings: Any) -> dict[str, str]:
-    """Return this environment with no `HEARTBEAT_…` but `settings`, which are given by lower-case name."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HEARTBEAT_")}
-    return inherited | {f"HEARTBEAT_{name.upper()}": _text(value) for name, value in settings.items()}
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
-    return str(value)
 
 
 class Service:
@@ -86,7 +61,7 @@ class Service:
     def pid(self) -> int:
         return self.process.pid
 
-    def wait_until_listening(self, seconds: float = 20) -> Service:
+    def wait_until_listening(self, seconds: float = 30) -> Self:
         """Wait for the line that says where it listens; fail with the log of a process that ends instead."""
         try:
             self.url = wait_until(self._listening, seconds=seconds, what="`heartbeat serve` to listen")
@@ -139,29 +114,25 @@ class Service:
         return httpx2.get(urljoin(self.url, "health"), timeout=timeout, trust_env=False)
 
 
-def write_flows(directory: Path, source: str) -> str:
-    """Write a module of flows where a process started in `directory` can import it, and return its name."""
-    name = f"flows_{time.monotonic_ns()}"
-    (directory / f"{name}.py").write_text(textwrap.dedent(source))
-    return name
+S = TypeVar("S", bound=Service)
 
 
-class Services:
+class Services(Generic[S]):
     """Starts services and, at the end, ends every one that still runs."""
 
-    def __init__(self, directory: Path, **defaults: Any) -> None:
-        self._directory = directory
+    def __init__(self, start: Callable[..., S], **defaults: Any) -> None:
+        self._start = start
         self._defaults = defaults
-        self._started: list[Service] = []
+        self.started: list[S] = []
 
-    def __call__(self, *, wait: bool = True, **options: Any) -> Service:
+    def __call__(self, *, wait: bool = True, **options: Any) -> S:
         """Start a service and wait until it listens; `wait=False` returns at once, for a start that fails."""
-        service = Service(self._directory, **{**self._defaults, **options})
-        self._started.append(service)
+        service = self._start(**{**self._defaults, **options})
+        self.started.append(service)
         return service.wait_until_listening() if wait else service
 
     def end_all(self) -> None:
-        for service in self._started:
+        for service in self.started:
             if service.process.poll() is None:
                 # A stopped process (SIGSTOP) takes SIGKILL too; nothing here is worth waiting for a drain.
                 service.kill()
