@@ -80,14 +80,13 @@ class Claims:
         hunt = _Hunt(tally, deadline, set(self._lanes))
         helper: Future[None] | None = None
         try:
-            size = self._claim_in_turn(hunt)
-            if not hunt.is_counted:  # there was no room for a claim to go with it
-                tally.due = self._database.run(self._queries.count_due, **self._of_heartbeat(tally)).flows_due
-                hunt.is_counted = True
-            if size == CLAIM and not hunt.is_over:
-                with suppress(Busy):  # it helps another heartbeat
-                    helper = self._helpers.submit(lambda: self._go_on(hunt))
-            self._go_on(hunt)
+            while not (hunt.is_counted and self._must_end(hunt)):
+                size = self._claim_in_turn(hunt)
+                if not hunt.is_counted:  # there was no room for a claim to go with it
+                    self._count(hunt)
+                elif size == CLAIM and helper is None:
+                    with suppress(Busy):  # it helps another heartbeat
+                        helper = self._helpers.submit(lambda: self._help(hunt))
         finally:
             if helper is not None:
                 hunt.is_over = True  # whatever has ended this ends the help, too
@@ -113,9 +112,17 @@ class Claims:
                 raise AlreadyRunning(name, _STUCK.format(name) if flow.has_stuck_thread else None)
             self._begin([self._run(row, lease, done=done)])
 
-    def _go_on(self, hunt: _Hunt) -> None:
-        while not (hunt.is_over or self.are_over or time.monotonic() >= hunt.deadline):
+    def _help(self, hunt: _Hunt) -> None:
+        while not self._must_end(hunt):
             self._claim_in_turn(hunt)
+
+    def _must_end(self, hunt: _Hunt) -> bool:
+        return hunt.is_over or self.are_over or time.monotonic() >= hunt.deadline
+
+    def _count(self, hunt: _Hunt) -> None:
+        row = self._database.run(self._queries.count_due, **self._of_heartbeat(hunt.tally))[0]
+        hunt.tally.due = row.flows_due
+        hunt.is_counted = True
 
     def _claim_in_turn(self, hunt: _Hunt) -> int:
         """Claim once there is room for it and it is our turn; returns how many runs were asked for."""
