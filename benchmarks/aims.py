@@ -76,7 +76,9 @@ def spread(figure: Figure) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits of a small number, all of a large one."""
+    """Three digits of a small number, and a large one to the unit."""
+    if abs(value) < 0.005:
+        return "0"
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
