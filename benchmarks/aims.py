@@ -77,7 +77,7 @@ def spread(figure: Figure) -> str:
 
 def number(value: float) -> str:
     """Three digits of a small number, and a large one to the unit."""
-    if abs(value) < 0.005:
+    if abs(value) < 0.005:  # no -0.00
         return "0"
     if abs(value) >= 100:
         return f"{value:,.0f}"

@@ -68,19 +68,22 @@ def _prepare(url: str, batch: int) -> str:
         conn.execute(_function("bench_claim", claim))
         conn.execute(_function("bench_record", record))
         runner, heartbeat, as_of = project.open_heartbeat(conn)
-    claimed = {
-        name: f"'{value}'" for name, value in project.claim_arguments(as_of, batch, heartbeat, runner).items()
-    }
+    given = project.claim_arguments(as_of, batch, heartbeat, runner)
+    claimed = {name: _literal(value) for name, value in given.items()}
     fixed, ids, said = project.record_arguments(runner)
     count = "cardinality(':ids'::bigint[])"
-    recorded = {name: f"'{value}'" for name, value in fixed.items()} | {ids: "':ids'"}
+    recorded = {name: _literal(value) for name, value in fixed.items()} | {ids: "':ids'"}
     for name, value in said.items():
-        recorded[name] = f"array_fill({'NULL' if value is None else repr(value)}::text, ARRAY[{count}])"
+        recorded[name] = f"array_fill({_literal(value)}::text, ARRAY[{count}])"
     return SCRIPT.format(claim=_call(claim, claimed), record=_call(record, recorded))
 
 
 def _call(statement: project.Statement, values: Mapping[str, str]) -> str:
     return ", ".join(f"{values[name]}::{kind}" for name, kind in statement.parameters.items())
+
+
+def _literal(value: object) -> str:
+    return "NULL" if value is None else f"'{value}'"
 
 
 def _function(name: str, statement: project.Statement) -> str:

@@ -16,7 +16,7 @@ import aiosql
 import psycopg
 
 from benchmarks.measure import MeasurementFailed
-from heartbeat.postgres.database import bounded_conninfo
+from heartbeat.postgres.connections import bounded_conninfo
 from heartbeat.postgres.queries import SHIPPED, Queries
 
 CLAIM = ("data_flows.sql", "claim")
@@ -42,9 +42,12 @@ def connect(url: str) -> Connection:
 
 
 def claim_arguments(as_of: object, most: int, heartbeat: int, runner: uuid.UUID) -> dict[str, object]:
-    """The claim's parameters by name."""
+    """The claim's parameters by name: of everything that is due, with no dead entries to begin behind."""
     return {
         "as_of": as_of,
+        "first_turn": "-infinity",
+        "async_classes": "{}",
+        "are_async": None,
         "run_tolerance": TOLERANCE,
         "max_runs": most,
         "heartbeat_id": heartbeat,

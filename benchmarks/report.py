@@ -77,11 +77,10 @@ def _machine(run: Mapping[str, Any]) -> str:
 
 
 def _section(module: ModuleType, part: Part) -> list[str]:
-    """A part's figures, a table for each unit; what is compared stands in the table of aims, the rest below."""
+    """A part's figures, a table for each unit; ratios only where the table of aims does not have them all."""
     known = {aim.figure for aim in aims.AIMS}
-    shown = [
-        figure for figure in part.figures.values() if not (figure.unit == RATIO and figure.name in known)
-    ]
+    ratios = {name for name, figure in part.figures.items() if figure.unit == RATIO}
+    shown = [figure for name, figure in part.figures.items() if name not in ratios or not ratios <= known]
     blocks = [f"## {module.TITLE}", module.ABOUT]
     for unit, figures in groupby(shown, key=lambda figure: figure.unit):
         blocks.append(_figures(unit, list(figures)))
