@@ -31,7 +31,7 @@ format: $(VENV)/.lints ## Rewrite the code in the house's style
 
 check: lint test ## Lint and test: what a change must pass
 
-bench: $(VENV)/.benches ## Measure, some twenty minutes long, and write docs/performance.md (ARGS=--quick: three)
+bench: $(VENV)/.benches ## Measure for some twenty minutes and write docs/performance.md (ARGS=--quick: three)
 	@$(BIN)/python -m benchmarks.run $(or $(ARGS),--full)
 
 soak: $(VENV)/.tests ## Mix faults at random and check the rules (MINUTES=2)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,6 @@ class Measurement:
     def rate(self) -> float:
         """Items a second."""
         return self.items / self.seconds
-
-    def as_dict(self) -> dict[str, Any]:
-        """For the JSON file, with the rate written out."""
-        return {**asdict(self), "rate": self.rate}
 
 
 class Unavailable(Exception):
@@ -74,12 +69,6 @@ def python_path() -> str:
     return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def median(values: Iterable[float]) -> float:
-    """The middle one: one slow round (a checkpoint, a neighbour) does not move it."""
-    return statistics.median(values)
-
-
-def percentile(values: Iterable[float], percent: float) -> float:
-    """The value that `percent` of the values do not exceed (nearest rank)."""
-    ranked = sorted(values)
-    return ranked[min(len(ranked) - 1, round(percent / 100 * (len(ranked) - 1)))]
+def say(line: str) -> None:
+    """Tell whoever waits what goes on."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
-"""Part 1b, the server's own limit: the same two statements as a pgbench script, with no Python in the way.
+"""The ceiling: the project's own claim and record statements under pgbench, with no Python and no flow in the way.
 
-pgbench cannot hand rows from one statement to the next, so the two stand in SQL functions and only the ids of the
-runs travel.
+pgbench cannot hand rows from one statement to the next, so the two stand in SQL functions, word for word, and only the
+ids of the runs travel. Its sessions have the settings of the service's.
 """
 
 from __future__ import annotations
@@ -10,39 +10,21 @@ import os
 import re
 import subprocess
 import tempfile
-import uuid
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
-import aiosql
 import psycopg
 
 from benchmarks import project
 from benchmarks.measure import Measurement, MeasurementFailed, Unavailable
 from benchmarks.server import settle, tool
-from heartbeat.postgres.queries import SHIPPED
+from benchmarks.serving import migrate
 
 TITLE = "the same SQL under pgbench"
-RECORDS = "what the service records; the server's own limit: one statement in flight per client, no Python"
+RECORDS = "what the service records, without the service: a claim and a record in turn, a thousand runs each"
 
 SCRIPT = """\
-SELECT coalesce(array_agg(run_id), '{{}}')::text AS ids
-FROM bench_claim('{as_of}', 0.5, {batch}, {heartbeat}, '{runner}', 3600) \\gset
-SELECT count(*) FROM bench_record(':ids', '{runner}');
-"""
-
-# The same array for every run but the ids: made in the server, as pgbench has no arrays.
-RECORD_WRAPPER = """
-CREATE FUNCTION bench_record(ids text, runner uuid) RETURNS SETOF bigint LANGUAGE sql AS $$
-    SELECT bench_record_outcomes(
-        runner,
-        ids::bigint[],
-        array_fill('success'::text, ARRAY[cardinality(ids::bigint[])]),
-        array_fill(NULL::text, ARRAY[cardinality(ids::bigint[])]),
-        array_fill(NULL::text, ARRAY[cardinality(ids::bigint[])]),
-        array_fill(NULL::text, ARRAY[cardinality(ids::bigint[])])
-    )
-$$
+SELECT coalesce(array_agg(run_id), '{{}}')::text AS ids FROM bench_claim({claim}) \\gset
+SELECT count(*) FROM bench_record({record});
 """
 
 
@@ -51,89 +33,61 @@ def run(url: str, items: int, *, batch: int = 1000, clients: int = 1) -> Measure
     program = tool("pgbench")
     if program is None:
         raise Unavailable("there is no pgbench in the wheel or on the path")
-    project.migrate(url)
+    migrate(url)
     project.add_flows(url, items)
     settle(url)
+    transactions = items // batch // clients
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as script:
         script.write(_prepare(url, batch))
         script.flush()
-        transactions = items // batch // clients
-        done = subprocess.run(
-            [
-                program,
-                "-n",
-                "-M",
-                "simple",
-                "-c",
-                str(clients),
-                "-t",
-                str(transactions),
-                "-f",
-                script.name,
-                url,
-            ],
-            env={**os.environ, "PGOPTIONS": project.session_options()},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
+        tps = _pgbench(program, url, script.name, clients, transactions)
+    worked = transactions * batch * clients
+    project.check_runs(url, worked)
+    return Measurement(worked / (tps * batch), worked, f"batch {batch}, {clients} client(s)")
+
+
+def _pgbench(program: str, url: str, script: str, clients: int, transactions: int) -> float:
+    done = subprocess.run(
+        [program, "-n", "-M", "simple", "-c", str(clients), "-t", str(transactions), "-f", script, url],
+        env={**os.environ, "PGOPTIONS": project.session_options()},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     tps = re.search(r"^tps = ([\d.]+)", done.stdout, re.MULTILINE)
     if done.returncode != 0 or tps is None:
         raise MeasurementFailed(f"pgbench: {done.stdout}{done.stderr}")
-    project.check_runs(url, transactions * batch * clients)
-    worked = transactions * batch * clients
-    return Measurement(
-        worked / (float(tps[1]) * batch), worked, f"batch {batch}, pgbench with {clients} client(s)"
-    )
+    return float(tps[1])
 
 
 def _prepare(url: str, batch: int) -> str:
-    runner = uuid.uuid4()
-    statements = aiosql.from_path(str(SHIPPED / "data_flows.sql"), "psycopg")
-    outcomes = aiosql.from_path(str(SHIPPED / "data_flow_runs.sql"), "psycopg")
+    """Make the two functions, enter a runner and a heartbeat, and return the script that calls them."""
     with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute(_function("bench_claim", statements.claim, SHIPPED / "data_flows.sql", "claim"))
-        conn.execute(
-            _function(
-                "bench_record_outcomes",
-                outcomes.record_outcomes,
-                SHIPPED / "data_flow_runs.sql",
-                "record_outcomes",
-            )
-        )
-        conn.execute(RECORD_WRAPPER)
-        conn.execute(
-            "INSERT INTO data_flow_runners (id, host, pid) VALUES (%s, 'pgbench', 0)",
-            [runner],
-        )
-        row = conn.execute(
-            "INSERT INTO heartbeats (runner_id) VALUES (%s) RETURNING id, received_at::text", [runner]
-        ).fetchone()
-    assert row is not None
-    return SCRIPT.format(as_of=row[1], batch=batch, heartbeat=row[0], runner=runner)
+        claim, record = (project.statement(conn, where) for where in (project.CLAIM, project.RECORD))
+        conn.execute(_function("bench_claim", claim))
+        conn.execute(_function("bench_record", record))
+        runner, heartbeat, as_of = project.open_heartbeat(conn)
+    given = project.claim_arguments(as_of, batch, heartbeat, runner)
+    claimed = {name: _literal(value) for name, value in given.items()}
+    fixed, ids, said = project.record_arguments(runner)
+    count = "cardinality(':ids'::bigint[])"
+    recorded = {name: _literal(value) for name, value in fixed.items()} | {ids: "':ids'"}
+    for name, value in said.items():
+        recorded[name] = f"array_fill({_literal(value)}::text, ARRAY[{count}])"
+    return SCRIPT.format(claim=_call(claim, claimed), record=_call(record, recorded))
 
 
-def _function(name: str, statement: Any, file: Path, query: str) -> str:
-    """Wrap a named statement in an SQL function that returns its first column as run_id."""
-    order = _parameters(file, query)
-    body = re.sub(r"%\((\w+)\)s", lambda match: f"${list(order).index(match[1]) + 1}", statement.sql)
-    body = body.replace("%%", "%").rstrip().rstrip(";")
-    columns = (
-        "TABLE (run_id bigint, data_flow_id bigint, name text, configuration text, run_timeout integer)"
-        if query == "claim"
-        else "SETOF bigint"
-    )
-    types = ", ".join(order.values())
-    return f"CREATE FUNCTION {name}({types}) RETURNS {columns} LANGUAGE sql AS $bench$ {body} $bench$"
+def _call(statement: project.Statement, values: Mapping[str, str]) -> str:
+    return ", ".join(f"{values[name]}::{kind}" for name, kind in statement.parameters.items())
 
 
-def _parameters(file: Path, query: str) -> dict[str, str]:
-    """The parameters of a named statement, in the order of its header, with the types that it casts them to."""
-    text = file.read_text()
-    header = re.search(rf"^-- name: {query}\(([^)]*)\)(.*?)(?=^-- name:|\Z)", text, re.MULTILINE | re.DOTALL)
-    if header is None:
-        raise MeasurementFailed(f"{file} has no statement {query}")
-    names = [name.strip() for name in header[1].split(",")]
-    types = dict(re.findall(r":(\w+)::([\w\[\]]+)", header[2]))
-    return {name: types[name] for name in names}
+def _literal(value: object) -> str:
+    return "NULL" if value is None else f"'{value}'"
+
+
+def _function(name: str, statement: project.Statement) -> str:
+    """Wrap a statement in an SQL function with its parameters and its columns."""
+    kinds = ", ".join(statement.parameters.values())
+    columns = ", ".join(f"{column} {kind}" for column, kind in statement.columns.items())
+    return f"CREATE FUNCTION {name}({kinds}) RETURNS TABLE ({columns}) LANGUAGE sql AS $bench$ {statement.sql} $bench$"

@@ -1,38 +1,128 @@
-"""The project under test as the benchmark uses it: schema, statements, due flows, and running `serve` processes."""
+"""The project as the benchmark knows it: its schema, its tables, and the statements that it claims and records with.
+
+Everything that a renamed statement, parameter or module would break stands here and in serving.py.
+"""
 
 from __future__ import annotations
 
-import http.client
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Sequence
-from types import TracebackType
-from typing import IO, Any
+import re
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
+import aiosql
 import psycopg
 
-from benchmarks.measure import MeasurementFailed, python_path
-from heartbeat.postgres.queries import Queries
+from benchmarks.measure import MeasurementFailed
+from heartbeat.postgres.connections import bounded_conninfo
+from heartbeat.postgres.queries import SHIPPED, Queries
 
-TOKEN = "benchmark-only"
-PATH = "/data_flows/heartbeat"
-START_LIMIT = 30.0
+CLAIM = ("data_flows.sql", "claim")
+RECORD = ("data_flow_runs.sql", "record_outcomes")
+SESSION_SCRIPTS = ("begin_bounded", "bound_recording")
+
+TOLERANCE = 0.5
+RUNNER_TTL = 3600.0
+
+Connection = psycopg.Connection[Any]
 
 
 def session_options() -> str:
-    """What the service's own sessions have from their start: a bare loop with less would flatter the service."""
-    return Queries().session_options("begin_bounded", "bound_recording")
+    """What the service's own sessions have from their start: its SQL with less would not be its SQL."""
+    return Queries().session_options(*SESSION_SCRIPTS)
 
 
-def migrate(url: str) -> None:
-    """Lay the project's schema."""
-    _command(url, "migrate")
+def connect(url: str) -> Connection:
+    """Connect as the service does."""
+    return psycopg.connect(
+        bounded_conninfo(url), autocommit=True, prepare_threshold=2, options=session_options()
+    )
+
+
+def claim_arguments(as_of: object, most: int, heartbeat: int, runner: uuid.UUID) -> dict[str, object]:
+    """The claim's parameters by name: of everything that is due, with no dead entries to begin behind."""
+    return {
+        "as_of": as_of,
+        "first_turn": "-infinity",
+        "async_classes": "{}",
+        "are_async": None,
+        "run_tolerance": TOLERANCE,
+        "max_runs": most,
+        "heartbeat_id": heartbeat,
+        "runner_id": runner,
+        "runner_ttl": RUNNER_TTL,
+    }
+
+
+def record_arguments(runner: object) -> tuple[dict[str, object], str, dict[str, str | None]]:
+    """The record's parameters: those of the batch, the name of the runs' ids, and what is said of every run."""
+    said: dict[str, str | None] = {"statuses": "success", "results": None, "errors": None, "backtraces": None}
+    return {"runner_id": runner}, "run_ids", said
+
+
+class Loop:
+    """Claims and records by the project's statements, without the service; for the simulation's check."""
+
+    def __init__(self, conn: Connection) -> None:
+        self._conn = conn
+        self._queries = Queries()
+        self._runner = uuid.uuid4()
+        self._queries.register_runner(conn, runner_id=self._runner, host="benchmark", pid=0)
+
+    def drain(self, as_of: datetime, batch: int = 1000) -> None:
+        """Claim and record until nothing that is due at a moment is left."""
+        claim = claim_arguments(as_of, batch, 1, self._runner)
+        while rows := self._queries.claim(self._conn, **claim):
+            fixed, ids, said = record_arguments(self._runner)
+            each = {name: [value] * len(rows) for name, value in said.items()}
+            runs = {ids: [row.run_id for row in rows]}
+            self._queries.record_outcomes(self._conn, **fixed, **runs, **each)
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A shipped statement with $1, $2 for its parameters, the types that it casts them to, and its columns."""
+
+    sql: str
+    parameters: dict[str, str]
+    columns: dict[str, str]
+
+
+def statement(conn: Connection, where: tuple[str, str]) -> Statement:
+    """Read a statement of sql/, as (file, name)."""
+    file, name = where
+    loaded = getattr(aiosql.from_path(str(SHIPPED / file), "psycopg"), name)
+    text = (SHIPPED / file).read_text().partition(f"-- name: {name}(")[2].partition("-- name: ")[0]
+    types = dict(re.findall(r":(\w+)::([\w\[\]]+)", text))
+    parameters = {name: types[name] for name in sorted(types)}
+    order = {name: number for number, name in enumerate(parameters, 1)}
+    sql = re.sub(r"%\((\w+)\)s", lambda match: f"${order[match[1]]}", loaded.sql).replace("%%", "%")
+    sql = sql.rstrip().rstrip(";")
+    return Statement(sql, parameters, _columns(conn, sql))
+
+
+def _columns(conn: Connection, sql: str) -> dict[str, str]:
+    conn.pgconn.prepare(b"", sql.encode())
+    described = conn.pgconn.describe_prepared(b"")
+    found = {}
+    for column in range(described.nfields):
+        row = conn.execute("SELECT format_type(%s, NULL)", [described.ftype(column)]).fetchone()
+        assert row is not None
+        found[(described.fname(column) or b"").decode()] = str(row[0])
+    return found
+
+
+def open_heartbeat(conn: Connection) -> tuple[uuid.UUID, int, str]:
+    """Enter a runner and a heartbeat of its: runner, heartbeat, and the moment that claims go by."""
+    runner = uuid.uuid4()
+    Queries().register_runner(conn, runner_id=runner, host="benchmark", pid=0)
+    row = conn.execute(
+        "INSERT INTO heartbeats (runner_id) VALUES (%s) RETURNING id, received_at::text", [runner]
+    ).fetchone()
+    assert row is not None
+    return runner, row[0], row[1]
 
 
 def add_flows(
@@ -79,13 +169,21 @@ def add_history(url: str, count: int) -> None:
         )
 
 
-def make_due(url: str, count: int) -> None:
+def make_due(url: str, count: int, prefix: str = "flow") -> None:
     """Make some flows due again, as a DBA would."""
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute(
-            "UPDATE data_flows SET next_run_at = now() WHERE id IN (SELECT id FROM data_flows ORDER BY id LIMIT %s)",
-            [count],
+            """
+            UPDATE data_flows SET next_run_at = now()
+            WHERE id IN (SELECT id FROM data_flows WHERE name LIKE %s || '-%%' ORDER BY id LIMIT %s)
+            """,
+            [prefix, count],
         )
+
+
+def make_one_due(conn: Connection) -> None:
+    """Make the first flow due, over a connection that is there already."""
+    conn.execute("UPDATE data_flows SET next_run_at = now() WHERE name = 'flow-1'")
 
 
 def check_runs(url: str, expected: int) -> None:
@@ -94,130 +192,3 @@ def check_runs(url: str, expected: int) -> None:
         rows = conn.execute("SELECT status, count(*) FROM data_flow_runs GROUP BY status").fetchall()
     if dict(rows) != {"success": expected}:
         raise MeasurementFailed(f"expected {expected} successful runs, found {rows}")
-
-
-class Service:
-    """A context: `heartbeat serve` in a process of its own, ready to be posted to over one kept connection."""
-
-    def __init__(self, url: str, **settings: Any) -> None:
-        """`settings` are settings by their lower-case names."""
-        self.url = url
-        self.port = free_port()
-        self._settings = settings
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log: IO[bytes] | None = None
-        self._connection: http.client.HTTPConnection | None = None
-
-    def __enter__(self) -> Service:
-        self._log = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
-            [*_heartbeat(), "serve", "--port", str(self.port)],
-            cwd=tempfile.gettempdir(),
-            env=_environment(self.url, {"token": TOKEN, "flows": "benchmarks.flows", **self._settings}),
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-        )
-        self._await_health()
-        self._connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        if self._process is not None:
-            self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-
-    @property
-    def pid(self) -> int:
-        """The serving process."""
-        assert self._process is not None
-        return self._process.pid
-
-    def beat(self) -> dict[str, Any]:
-        """POST one heartbeat and return the counts of the answer."""
-        try:
-            response, body = self._post()
-        except (http.client.RemoteDisconnected, ConnectionError):
-            response, body = self._post()  # the service closes connections that were idle for a few seconds
-        if response.status != 200:
-            raise MeasurementFailed(f"a heartbeat was answered {response.status}: {body!r}")
-        answer: dict[str, Any] = json.loads(body)
-        return answer
-
-    def _post(self) -> tuple[http.client.HTTPResponse, bytes]:
-        assert self._connection is not None
-        self._connection.request("POST", PATH, headers={"Authorization": f"Bearer {TOKEN}"})
-        response = self._connection.getresponse()
-        return response, response.read()
-
-    def drain(self) -> int:
-        """Post heartbeats until nothing is left and nothing runs; return how many it took."""
-        for number in range(1, 10_000):
-            answer = self.beat()
-            if answer["flows_remaining"] == 0 and answer["flows_running"] == 0:
-                return number
-        raise MeasurementFailed("the flows were not drained")
-
-    def _await_health(self) -> None:
-        assert self._process is not None
-        deadline = time.monotonic() + START_LIMIT
-        while time.monotonic() < deadline and self._process.poll() is None:
-            try:
-                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
-                connection.request("GET", PATH.rpartition("/")[0] + "/health")
-                if connection.getresponse().status == 200:
-                    return
-            except OSError:
-                time.sleep(0.05)
-            finally:
-                connection.close()
-        raise MeasurementFailed(f"serve did not start: {self.log()}")
-
-    def log(self) -> str:
-        """The last that the process wrote."""
-        assert self._log is not None
-        self._log.seek(0)
-        return self._log.read()[-2000:].decode(errors="replace")
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _heartbeat() -> Sequence[str]:
-    """The command, in this interpreter, wherever its script may be."""
-    return [sys.executable, "-c", "from heartbeat.cli import main; main()"]
-
-
-def _command(url: str, *arguments: str) -> None:
-    done = subprocess.run(
-        [*_heartbeat(), *arguments],
-        cwd=tempfile.gettempdir(),
-        env=_environment(url, {}),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise MeasurementFailed(f"heartbeat {' '.join(arguments)}: {done.stdout}{done.stderr}")
-
-
-def _environment(url: str, settings: dict[str, Any]) -> dict[str, str]:
-    """The caller's environment without its own heartbeat settings."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HEARTBEAT_")}
-    given = {f"HEARTBEAT_{name.upper()}": str(value) for name, value in settings.items()}
-    return {**inherited, "PYTHONPATH": python_path(), "HEARTBEAT_DATABASE_URL": url, **given}

@@ -68,7 +68,7 @@ class Server:
     def url(self, database: str = "postgres") -> str:
         """The libpq URL of a database on this server (a Unix socket)."""
         parts = urlsplit(self._handle.get_uri())
-        return urlunsplit(parts._replace(path=f"/{database}"))
+        return str(urlunsplit(parts._replace(path=f"/{database}")))
 
     def _read_settings(self) -> dict[str, str]:
         with psycopg.connect(self.url(), autocommit=True) as conn:

@@ -1,11 +1,13 @@
-// Fills the queue, waits for "go" on standard input, drains it with runOnce, prints what it took.
-// Arguments: URL ITEMS {"concurrency": …, "localQueue": …, "batchDelay": …} (null: as it comes).
+// Reads commands from standard input, a line each, and answers each with a line of JSON, until the input ends:
+//   fill N   add N jobs                       {"filled": N}
+//   drain    do them all with runOnce         {"seconds": …, "done": … since the start, "left": …}
+// Arguments: URL {"concurrency": …, "localQueue": …, "batchDelay": …} (null: as it comes).
 "use strict";
+const readline = require("node:readline");
 const { runOnce, runMigrations } = require("graphile-worker");
 const { Pool } = require("pg");
 
-const [url, count, rawOptions] = process.argv.slice(2);
-const items = Number(count);
+const [url, rawOptions] = process.argv.slice(2);
 const { concurrency, localQueue, batchDelay } = JSON.parse(rawOptions);
 
 const worker = { connectionString: url };
@@ -16,30 +18,34 @@ if (batchDelay != null) Object.assign(worker, { completeJobBatchDelay: batchDela
 let done = 0;
 const taskList = { noop: async () => { done += 1; } };
 const options = { preset: { worker }, noHandleSignals: true };
+const pool = new Pool({ connectionString: url });
 
-async function fill(pool, number) {
+async function fill(number) {
   await pool.query(
     "SELECT count(*) FROM generate_series(1, $1::int) AS i, LATERAL graphile_worker.add_job('noop', json_build_object('id', i))",
     [number],
   );
+  return { filled: number };
 }
 
-async function main() {
-  const pool = new Pool({ connectionString: url });
-  await runMigrations(options);
-  // A first small drain: what a process does once is not counted.
-  await fill(pool, 100);
-  await runOnce(options, taskList);
-  done = 0;
-  await fill(pool, items);
-  console.log("filled");
-  await new Promise((resolve) => process.stdin.once("data", resolve));
+async function drain() {
   const started = process.hrtime.bigint();
   await runOnce(options, taskList);
   const seconds = Number(process.hrtime.bigint() - started) / 1e9;
   const left = await pool.query("SELECT count(*)::int AS jobs FROM graphile_worker._private_jobs");
-  await pool.end();
-  console.log(JSON.stringify({ seconds, done, left: left.rows[0].jobs, node: process.version }));
+  return { seconds, done, left: left.rows[0].jobs };
+}
+
+async function main() {
+  await runMigrations(options);
+  // A first small drain: what a process does once is not counted.
+  await fill(100);
+  await drain();
+  done = 0;
+  for await (const line of readline.createInterface({ input: process.stdin })) {
+    const [command, number] = line.split(" ");
+    console.log(JSON.stringify(command === "fill" ? await fill(Number(number)) : await drain()));
+  }
   process.exit(0);
 }
 
