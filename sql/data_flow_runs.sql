@@ -4,8 +4,9 @@
 -- End runs and update their flows' last_run_status, a batch at a time; returns the ids of those that were ended. A run
 -- that is missing from the answer had been ended by somebody else, or is no longer this runner's: it is left as it
 -- stands. Its transaction sets heartbeat.keeps_status, so that the trigger notes no stale status (service.sql).
+-- A status that is null is success, and an array may be shorter than run_ids or empty: the rest is null.
 WITH outcome AS MATERIALIZED (
-    SELECT *
+    SELECT given.run_id, coalesce(given.status, 'success') AS status, given.result, given.error, given.backtrace
     FROM unnest(
         :run_ids::bigint[], :statuses::text[], :results::text[], :errors::text[], :backtraces::text[]
     ) AS given (run_id, status, result, error, backtrace)
@@ -36,7 +37,7 @@ SELECT id AS run_id FROM ended;
 -- the table. The flows' last_run_status is stale then, and refresh_stale_statuses puts it right once they are free.
 -- Returns each run that is still this runner's, and whether it was ended now; one that was not is locked.
 WITH outcome AS MATERIALIZED (
-    SELECT *
+    SELECT given.run_id, coalesce(given.status, 'success') AS status, given.result, given.error, given.backtrace
     FROM unnest(
         :run_ids::bigint[], :statuses::text[], :results::text[], :errors::text[], :backtraces::text[]
     ) AS given (run_id, status, result, error, backtrace)
@@ -73,7 +74,7 @@ FROM live;
 -- Which runs have ended as this runner says: asked when the connection broke while they were recorded, so that nobody
 -- knows whether the record was committed. A run that is missing from the answer was ended by somebody else, or deleted.
 WITH outcome AS MATERIALIZED (
-    SELECT *
+    SELECT given.run_id, coalesce(given.status, 'success') AS status, given.error
     FROM unnest(:run_ids::bigint[], :statuses::text[], :errors::text[]) AS given (run_id, status, error)
 )
 SELECT run.id AS run_id

@@ -111,7 +111,6 @@ FROM started
 WHERE flow.id = ANY (ARRAY[started.data_flow_id])
 RETURNING
     started.id AS run_id,
-    flow.id AS data_flow_id,
     flow.name,
     flow.class_name,
     flow.configuration,
@@ -155,7 +154,6 @@ FROM started
 WHERE flow.id = ANY (ARRAY[started.data_flow_id])
 RETURNING
     started.id AS run_id,
-    flow.id AS data_flow_id,
     flow.name,
     flow.class_name,
     flow.configuration,

@@ -65,7 +65,6 @@ class Run:
     __slots__ = (
         *(
             "run_id",
-            "data_flow_id",
             "name",
             "class_name",
             "configuration",
@@ -95,7 +94,6 @@ class Run:
         done: Future[Outcome] | None = None,
     ) -> None:
         self.run_id: int = row.run_id
-        self.data_flow_id: int = row.data_flow_id
         self.name: str = row.name
         self.class_name: str = row.class_name
         self.configuration: str = row.configuration
