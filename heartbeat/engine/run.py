@@ -105,7 +105,7 @@ class Run:
         """Cancels the task of an async flow, once it has one."""
         self._began_at = float("inf")
         self._outcome: Outcome | None = None
-        self._connections: list[psycopg.Connection[Any]] = []
+        self._connections: list[psycopg.Connection[Any]] | None = None  # most runs borrow none
         self._body_ended = False
         self._stopping: threading.Event | None = None
         self._must_stop = False
@@ -135,7 +135,7 @@ class Run:
         """End its body, and make this its outcome; False where it was given up before, and so has another."""
         with self._lock:
             self._body_ended = True
-            kept, self._connections = self._connections, []
+            kept, self._connections = self._connections or (), None
             is_first = self._outcome is None
             if is_first:
                 self._outcome = outcome
@@ -184,7 +184,7 @@ class Run:
         with self._lock:
             lent = not self._body_ended
             if lent:
-                self._connections.append(conn)
+                self._connections = [*(self._connections or ()), conn]
         if not lent:  # by a thread that the flow left behind; nobody would take it back
             connections.take_back(conn)
             raise HeartbeatError(
@@ -198,7 +198,7 @@ class Run:
 
     def _give_back(self, conn: psycopg.Connection[Any], connections: FlowConnections) -> None:
         with self._lock:
-            if conn not in self._connections:
+            if self._connections is None or conn not in self._connections:
                 return  # it was taken back at the body's end
             self._connections.remove(conn)
             is_given_up = self._outcome is not None and self._outcome.body_lives
@@ -211,7 +211,7 @@ class Run:
         if self.cancel is not None:
             self.cancel()
         with self._lock:
-            borrowed = list(self._connections)
+            borrowed = list(self._connections or ())
         for conn in borrowed:  # each from a thread of its own: it may take a while
             threading.Thread(target=_cancel_query, args=(conn,), daemon=True).start()
 
