@@ -42,7 +42,8 @@ opened AS (
 SELECT
     opened.id AS heartbeat_id,
     opened.received_at AS as_of,
-    opened.finished_at IS NULL AS may_have_work,
+    -- Where there is work, this commit need not wait for the disk: the claim's does, and takes it along.
+    opened.finished_at IS NULL AND set_config('synchronous_commit', 'off', true) = 'off' AS may_have_work,
     asked.needs_repair,
     asked.first_turn,
     CASE

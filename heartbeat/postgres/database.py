@@ -46,8 +46,11 @@ _SCRIPTS = ("begin_bounded",)
 STATEMENT_TIMEOUT = 4.0
 """Seconds that a statement of ours may take: what begin_bounded says."""
 
+_FRESH = 0.05
+"""Seconds after its last use for which a connection needs no proof that it is good: a heartbeat's next statement."""
+
 _TRUSTED = 1.0
-"""Seconds for which `run_trusting` takes a connection to be good after its last use."""
+"""The same for a statement that can be run again in another session."""
 
 _OWN_CONNECTIONS = 8
 """Most connections for statements of our own; each is held for one statement."""
@@ -203,7 +206,7 @@ class Database(Statements):
             return self.run(statement, **parameters)
 
     @contextmanager
-    def _lent(self, trusted: float = 0.0) -> Iterator[Connection]:
+    def _lent(self, trusted: float = _FRESH) -> Iterator[Connection]:
         pool = self._own
         if pool is None:
             raise DatabaseUnavailable("the database is closed")
