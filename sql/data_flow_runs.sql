@@ -2,7 +2,7 @@
 
 -- name: record_outcomes(runner_id, run_ids, statuses, results, errors, backtraces)
 -- End runs and update their flows' last_run_status, a batch at a time; returns the ids of those that were ended. A run
--- that is missing from the answer had been ended by somebody else, or is no longer this runner's: it is left as it
+-- that is missing from the answer had been ended by another session, or is no longer this runner's: it is left as it
 -- stands. Its transaction sets heartbeat.keeps_status, so that the trigger notes no stale status (service.sql).
 -- A status that is null is success, and an array may be shorter than run_ids or empty: the rest is null.
 WITH outcome AS MATERIALIZED (
@@ -33,8 +33,8 @@ updated_flows AS (
 SELECT id AS run_id FROM ended;
 
 -- name: record_outcomes_only(runner_id, run_ids, statuses, results, errors, backtraces)
--- The same past everybody's locks and without the flows, for when somebody holds a lock on one of them, on a run or on
--- the table. The flows' last_run_status is stale then, and refresh_stale_statuses puts it right once they are free.
+-- The same past all locks and without the flows, for when another session has locked one of them, a run or the table.
+-- The flows' last_run_status is stale then, and refresh_stale_statuses puts it right once they are free.
 -- Returns each run that is still this runner's, and whether it was ended now; one that was not is locked.
 WITH outcome AS MATERIALIZED (
     SELECT given.run_id, coalesce(given.status, 'success') AS status, given.result, given.error, given.backtrace

@@ -14,17 +14,25 @@
 --   count_due (heartbeats.sql)               count what is due at as_of. It travels with the first claim.
 --   claim (below)                            start some of what is due, again and again until there is no more.
 --                                            It commits at once: no lock is held while a flow runs.
---                                            A large one comes after take_turn (service.sql), one of two at a time.
+--     one of 100 runs and more: in a transaction with take_turn (service.sql), which lets in two at a time
 --   record_outcomes (data_flow_runs.sql)     write what became of the runs that have ended since the last time;
---                                            record_outcomes_only where somebody has a row of theirs locked.
---   answer_heartbeat (heartbeats.sql)        write its counts, and say what nobody has started: with the last outcomes,
---                                            or at the time budget.
---   finish_heartbeat (heartbeats.sql)        where it was answered before: once its last run has ended.
+--     where a row of theirs is locked instead: record_outcomes_only (data_flow_runs.sql)
+--   answer_heartbeat (heartbeats.sql)        write its counts, finish its row, and say what nobody has started: in one
+--                                            transaction with its last outcomes, or by itself at the time budget.
+--   finish_heartbeat (heartbeats.sql)        where it was answered while runs went on: once the last one is recorded.
 --
--- Due is: enabled, no live run, no stuck thread, and next_run_at not after as_of, give or take run_tolerance seconds.
--- The condition stands once, in migrations/0008.define-due.sql: the view data_flows_waiting and the function
--- data_flow_is_due, which due_to_run, claim, count_due and answer_heartbeat use. open_heartbeat asks less, and says why.
--- A flow that changes while it is looked at is decided by the claim, which locks it.
+-- Beside heartbeats, each process that runs flows (a runner)
+--
+--     registers itself, renews that every third of its time to live, unregisters at its end (data_flow_runners.sql);
+--     compares, at each renewal, live_run_ids (data_flow_runs.sql) with the runs that it knows, and fails the others;
+--     runs the four statements for the dead and the stale as often, and prunes after heartbeats;
+--     notes timed-out runs whose thread lives on, and strikes the note when it ends (data_flow_stuck_threads.sql);
+--     starts one flow by hand with claim_flow (below).
+--
+-- Due is: enabled, no live run, no stuck thread, and next_run_at no later than run_tolerance seconds after as_of, or a
+-- tenth of the flow's interval, if that is less. The condition stands once, in migrations/0008.define-due.sql: the view
+-- data_flows_waiting and the function data_flow_is_due, which due_to_run, claim, count_due and answer_heartbeat use.
+-- open_heartbeat asks less, and says why. A flow that changes meanwhile is decided by the claim, which locks it.
 --
 -- Two spellings keep the plans what they must be, one index probe a row, whatever the statistics said when they were
 -- made: OFFSET 0 keeps a look-up from being turned into a join, and "id = ANY (ARRAY[other.id])" is a join that can
@@ -46,13 +54,13 @@ ORDER BY flow.next_run_at;
 -- heartbeat is not late for the next one; a hold (a later next_run_at) is left alone.
 -- first_turn is what open_heartbeat found, and where to begin to read: before it the index holds nothing but the dead
 -- entries of earlier turns, which somebody's open transaction (a dump, a forgotten psql) keeps there for hours.
--- are_async picks one kind: true the flows whose class is among async_classes, false the others, null both.
+-- are_async picks one kind: true for the flows whose class is among async_classes, false for the others, null: both.
 -- No row: nothing is left to claim, or others have it locked, or this runner has been given up for dead.
 WITH requested AS MATERIALIZED (
     SELECT run.id, run.data_flow_id
     FROM data_flow_runs AS run
-    -- Joined for its lock alone: the last step stamps the flow, and would wait there for whoever has its row locked.
-    -- So the request is passed over instead, and found by a later heartbeat.
+    -- Joined for its lock too: the last step stamps the flow, and would wait there for another session's lock on its
+    -- row. So the request is passed over instead, and found by a later heartbeat.
     JOIN data_flows AS flow ON flow.id = run.data_flow_id
     WHERE run.status = 'pending'
         AND run.created_at <= :as_of::timestamptz
@@ -72,8 +80,8 @@ due AS MATERIALIZED (
     LIMIT :max_runs::bigint - (SELECT count(*) FROM requested)
     FOR UPDATE SKIP LOCKED
 ),
--- One row while this runner's lease holds, else none, and with "FROM due, alive" nothing is started: others may have
--- failed its runs already, and what it claimed now would be failed by the next heartbeat while it runs.
+-- One row while this runner is alive, else none, and with "FROM due, alive" nothing is started: others may have failed
+-- its runs already, and what it claimed now would be failed by the next heartbeat while it runs.
 alive AS MATERIALIZED (
     SELECT runner.id
     FROM data_flow_runners AS runner
@@ -94,7 +102,7 @@ due_started AS (
     INSERT INTO data_flow_runs (data_flow_id, heartbeat_id, runner_id, status, scheduled_for, started_at)
     SELECT due.id, :heartbeat_id::bigint, alive.id, 'in_progress', due.next_run_at, statement_timestamp()
     FROM due, alive
-    -- Somebody asked for a run of this flow a moment ago: theirs stands.
+    -- A run of this flow was asked for a moment ago: that one stands.
     ON CONFLICT (data_flow_id) WHERE status IN ('pending', 'in_progress') DO NOTHING
     RETURNING id, data_flow_id
 ),

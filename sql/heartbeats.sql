@@ -2,8 +2,9 @@
 
 -- name: open_heartbeat(client_ip, runner_id, run_tolerance, runner_ttl)^
 -- Write the heartbeat's row. Where there is nothing to do it is finished at once, and this is the only statement of the
--- heartbeat: so it only asks four questions, each answered by the first entry of an index. may_have_work says that
--- one answer was yes, and needs_repair that it was one of the last two. first_turn is the oldest turn that may be due.
+-- heartbeat: so it only asks four questions, each answered by the first entry of an index or by a table of a few rows.
+-- may_have_work says that one answer was yes, and needs_repair that it was one of the last two. first_turn is the
+-- oldest turn that may be due, and next_due_at the next one to come, where this is the only statement.
 WITH asked AS MATERIALIZED (
     SELECT
         -- 1. May a flow be due? Not data_flow_is_due: this much of it the first entry of data_flows_due answers,
@@ -57,7 +58,7 @@ SELECT
 FROM opened, asked;
 
 -- name: count_due(heartbeat_id, as_of, first_turn, run_tolerance)
--- Count what was due or asked for when a heartbeat began, each flow once.
+-- Count what was due or asked for when a heartbeat began, each flow once; write that in its row, and return it.
 WITH due AS (
     SELECT count(*) AS flows
     FROM data_flows_waiting AS flow
@@ -82,8 +83,8 @@ counted AS (
 SELECT due.flows + requested.flows AS flows_due FROM due, requested;
 
 -- name: answer_heartbeat(heartbeat_id, is_finished, triggered, succeeded, failed, as_of, first_turn, run_tolerance)^
--- Write a heartbeat's counts, finished or so far, and say how many flows that were due or asked for nobody has started
--- yet, and when the next one is due.
+-- Write a heartbeat's counts, and with is_finished its end; say how many of the flows that were due or asked for nobody
+-- has started yet, and when the next one is due.
 WITH written AS (
     UPDATE heartbeats AS beat
     SET flows_triggered = :triggered::integer,

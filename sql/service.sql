@@ -1,10 +1,11 @@
--- Statements on no table of ours: bounds on waiting, and the migrations. (data_flows.sql explains the format.)
+-- Statements that belong to no table of flows: what sessions are set to, the migrations, permits for large claims,
+-- the clock. (data_flows.sql explains the format.)
 
 -- name: begin_bounded()#
 -- Begin a transaction whose every wait is bounded and whose plans go by the indexes, in one round trip. Sessions get
 -- the same settings at their start, where no pooler is in the way; so there is nothing here but BEGIN and SET LOCAL.
 BEGIN ISOLATION LEVEL READ COMMITTED;
--- Somebody's lock, a silent client, a slow plan: a heartbeat is answered 503 within five seconds, whatever it was.
+-- A lock, a silent client, a slow plan: a heartbeat is answered 503 within five seconds, whatever it was.
 SET LOCAL lock_timeout = '2s';
 SET LOCAL statement_timeout = '4s';
 -- A process that was stopped in the middle keeps no lock for longer than this.
@@ -65,8 +66,9 @@ DELETE FROM data_flow_schema WHERE migration_id = :migration_id::text;
 SELECT pg_advisory_lock(hashtext('data-flow-heartbeat migrations'));
 
 -- name: take_turn(turn)^
--- Wait for a turn among the processes that claim much at once, until this transaction ends: a claim reads past the rows
--- that others have locked, so that with eight at once (four processes) half the throughput was gone.
+-- Take one of the two permits for large claims that all processes share, and keep it until this transaction ends.
+-- A claim reads past the rows that others have locked: with eight at once (four processes) half the speed was gone.
+-- An error (lock_timeout): both are taken for long, and the claim goes without.
 SELECT pg_advisory_xact_lock(hashtext('data-flow-heartbeat claims'), :turn::integer);
 
 -- name: database_time()$
