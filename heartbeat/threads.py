@@ -134,10 +134,10 @@ class ThreadPool:
         result, error = None, None
         try:
             result = call()
-        except BaseException as exc:  # noqa: BLE001 -- SystemExit too belongs to whoever asked
+        except BaseException as exc:  # noqa: BLE001 -- SystemExit too belongs to the caller
             error = exc
         with self._lock:
-            self._taken -= 1  # before the answer: whoever has it may ask for the next call at once
+            self._taken -= 1  # before the answer: with it the caller may ask for the next call at once
         if error is None:
             future.set_result(result)
         else:
@@ -169,9 +169,9 @@ class SharedCall(Generic[T]):
 
 
 async def result_of(future: Future[T]) -> T:
-    """Wait for a thread's outcome. Whoever gives up waiting does not stop the call.
+    """Wait for a thread's outcome. To give up waiting does not stop the call.
 
-    One turn of the event loop; `asyncio.wrap_future` behind a shield takes three.
+    One round of the event loop; `asyncio.wrap_future` behind a shield takes three.
     """
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
@@ -181,7 +181,7 @@ async def result_of(future: Future[T]) -> T:
             ended.set_result(None)
 
     def tell(_: Future[T]) -> None:
-        with suppress(RuntimeError):  # the loop has gone, and whoever waited with it
+        with suppress(RuntimeError):  # the loop has gone, and what waited with it
             loop.call_soon_threadsafe(wake)
 
     future.add_done_callback(tell)

@@ -1,8 +1,8 @@
 """What is claimed and not begun, and how much more to claim.
 
 A lane for the sync flows, which threads run, and one for the async flows, which the event loop runs, each with a limit
-of its own. Claiming threads reserve and put, flow threads and the loop take; each lane's condition guards its counts,
-while a run is taken from the deque in one step.
+of its own. Claiming threads reserve and put, flow threads and the loop take. Each lane's condition guards its counts;
+taking a run, and marking it active or ended, are single steps, for they come once a run.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Lane:
     def await_one(self, seconds: float) -> Run | None:
         """Begin the next run as soon as there is one; None where none comes in that time, or the lane is closed."""
         if (run := self.take()) is not None:
-            return run  # whoever comes straight from its last run does not take the lock
+            return run  # a thread that comes straight from its last run takes no lock
         deadline = time.monotonic() + seconds
         with self._arrival:
             while (run := self.take()) is None:
@@ -154,12 +154,12 @@ class Backlog:
         return (self.threads, self.loop)
 
     def wait_for_room(self, timeout: float) -> None:
-        """Wait until some work has been taken up, or somebody else has claimed the last."""
+        """Wait until a lane has room, or `wake_claimers` is called: a heartbeat's last claim has been made."""
         self._room.wait(timeout)
         self._room.clear()
 
     def wake_claimers(self) -> None:
-        """Have whoever waits for room look whether there is still anything to claim."""
+        """Have the threads that wait for room look whether there is still anything to claim."""
         self._room.set()
 
     def close(self) -> None:

@@ -1,4 +1,8 @@
-"""The protocol of one heartbeat: open, count and claim, wait, answer. Runs on the thread of whoever sends it."""
+"""The protocol of one heartbeat: open, repair where that is needed, count and claim, wait, answer.
+
+Runs on the thread that takes the heartbeat: one of HTTP's, or the caller's. Its counts are a `Tally`, which the
+claiming threads and the recorder write too; heartbeats are added to `under_way` and taken away in single steps.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The user's part of a run: its flow is made and told who it is, and what `run()` returned is made an outcome.
+"""A run's body, the user's part: its flow is made and told who it is, and what `run()` returned is made an outcome.
 
-Called on the thread or the loop that has the run; keeps no state.
+Called on the flow's thread or the event loop's; keeps no state.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Bodies:
 
 
 def success(run: Run, result: Any) -> Outcome:
-    """Make the outcome of a run that returned. Raises TypeError where it returned before it had begun."""
+    """Make the outcome of a run that returned. Raises TypeError for a generator."""
     if result is None:
         return Outcome(run, "success")
     if inspect.isgenerator(result) or inspect.isasyncgen(result):

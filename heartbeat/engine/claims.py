@@ -1,7 +1,8 @@
 """The claims under way: due flows become this process's runs, the next while the last are run.
 
-A heartbeat claims on its own thread, and where much is due one helper claims beside it. All claims of the process take
-turns; a queue of turns guards that, the lanes know how much to ask for, and the tally counts.
+A heartbeat claims on its own thread, and where much is due one helper claims beside it. A claim of a heartbeat needs
+one of the process's two permits, which wait in a queue; a large one also needs that permit among all processes. The
+lanes know how much to ask for, and the tally counts. A `_Hunt` is shared by its heartbeat's thread and the helper.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ from heartbeat.settings import Settings
 from heartbeat.threads import Busy, ThreadPool
 
 _TURNS = (1, 2)
-"""Claims that are under way at once: while one waits for its commit the other has the server's core.
+"""The permits: claims that are under way at once. While one waits for its commit the other has the server's core.
 
 Measured: 11 % more no-op flows a second than with one. A third gains nothing; the processors are full. And a claim
 reads past the rows that others have locked: with eight at once (four processes) half the throughput was gone. So large
-claims take these turns across processes, too.
+claims share these permits among processes, too.
 """
 
 _LARGE = 100
-"""Runs from which on a claim is worth the wait for its turn among processes."""
+"""Runs from which on a claim is worth the wait for its permit among processes."""
 
 _LOOK = 0.5
 """Most seconds between looks at whether to go on."""
@@ -96,7 +97,7 @@ class Claims:
             helper.result()
 
     def claim_one(self, name: str, done: Future[Outcome]) -> None:
-        """Claim one flow, whatever its schedule says, for whoever waits for `done`.
+        """Claim one flow, whatever its schedule says, and set `done` once its end is on record. Needs no permit.
 
         Raises FlowNotFound, AlreadyRunning, Stopping, DatabaseUnavailable.
         """
@@ -125,7 +126,7 @@ class Claims:
         hunt.is_counted = True
 
     def _claim_in_turn(self, hunt: _Hunt) -> int:
-        """Claim once there is room for it and it is our turn; returns how many runs were asked for."""
+        """Claim once there is a permit and room; returns how many runs there was room for."""
         try:
             turn = self._turns.get(timeout=_patience(hunt.deadline))
         except queue.Empty:
@@ -173,7 +174,7 @@ class Claims:
                 raise
             rows = self._claimed(
                 hunt, lease, size, are_async, None
-            )  # the turn is not worth a failed heartbeat
+            )  # the permit is not worth a failed heartbeat
         tally.claimed(len(rows))
         if len(rows) < size:
             hunt.lanes -= set(lanes)
@@ -183,7 +184,7 @@ class Claims:
     def _claimed(
         self, hunt: _Hunt, lease: Lease, size: int, are_async: bool | None, turn: int | None
     ) -> list[Any]:
-        """Claim, in one message with what has to come first: the count of what is due, the turn among processes."""
+        """Claim, in one message with what has to come first: the count of what is due, the permit among processes."""
         tally = hunt.tally
         parameters = {
             **self._of_heartbeat(tally),

@@ -1,7 +1,8 @@
 """One process's engine: wires the parts, starts them, drains and ends them.
 
-Signal handlers call `stop_claiming`, which only sets two fields; the watch on the deadlines' thread sees it within a
-twentieth of a second.
+`start` and `close` run on the thread of the service's owner, `beat` and `run_now` on their callers'. `stop_claiming`
+may run in a signal handler, and so takes no lock: it sets two fields, which the deadlines' thread sees within a
+twentieth of a second (`_look_at_drain`).
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ class Engine:
             self._interrupt()
 
     def _interrupt(self) -> None:
-        """Fail whatever has not ended: the process goes now."""
+        """Fail the runs that have no outcome yet: the process goes now."""
         self._is_interrupted = True
         for run in self._live_runs:
             when = "while this ran" if run.has_begun else "before the run began"

@@ -1,7 +1,8 @@
 """The event loop that a process's async flows share, on a thread of its own; replaced when a flow blocks it.
 
-Runs are taken from the lane and performed on the loop's thread; others only ask it to look (`wake`), and the watch asks
-whether it still answers. A lock guards which loop is the current one.
+Runs are taken from the lane and performed on the loop's thread. Claiming threads ask it to look (`wake`), flow threads
+hand it what a sync `run()` returned (`adopt`), and the watch asks whether it still answers. A lock guards which loop is
+the current one; the tasks of a loop belong to its thread.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The right to run flows: a row in `data_flow_runners` that must be renewed, and the clock that says if it was."""
+"""The right to run flows: a row in `data_flow_runners` that must be renewed, and the clock that says if it was.
+
+Renewed by the lease's thread, asked by those that claim and begin runs: one attribute, written and read in one step.
+"""
 
 from __future__ import annotations
 

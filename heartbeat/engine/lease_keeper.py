@@ -1,6 +1,7 @@
-"""The thread that keeps this process's lease; it does nothing else, so that nothing delays a sign of life.
+"""The thread that keeps this process's lease, on a session of its own: no flow, pool or lock delays a sign of life.
 
-`lease` is replaced by this thread alone; others read it in one step.
+After a renewal it also fails the runs whose claim was cut off. `lease` is replaced by this thread alone once it has
+started; others read it in one step.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class LeaseKeeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop renewing. The row stays: whoever has seen all runs recorded unregisters."""
+        """Stop renewing. The row stays until all runs are on record: see `unregister`."""
         self._thread.stop()
         self._session.close()
 

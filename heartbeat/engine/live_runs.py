@@ -1,7 +1,7 @@
 """The runs that this process has claimed and not yet put on record.
 
-Claims add to them, the recorder takes away, the lease's keeper and the maintenance ask. Adding and removing are single
-steps of a dictionary; a condition guards the claims under way.
+Claiming threads add to them, the recorder takes away; the lease's thread, the maintenance, the drain and the end of the
+process ask. Adding, removing and copying are single steps of a dictionary; a condition guards the claims under way.
 """
 
 from __future__ import annotations

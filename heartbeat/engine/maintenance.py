@@ -1,7 +1,8 @@
 """The thread that puts right what others left behind, and prunes history: in nobody's way.
 
-Any thread may ask it to prune or hand it a stuck thread that has ended; a dictionary's single steps need no lock. A
-heartbeat calls `repair` on its own thread.
+Heartbeats ask it to prune, and the threads of stuck runs say when these have ended: a flag and a dictionary, in single
+steps. Where a heartbeat must not go on before it, it calls `repair` on its own thread; each statement may run twice at
+once.
 """
 
 from __future__ import annotations

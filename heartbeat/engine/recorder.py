@@ -1,6 +1,7 @@
 """Writes what became of runs: one thread, one statement for whatever has ended since the last.
 
-Outcomes come from any thread, through a deque; all else here belongs to the recorder's own thread and session.
+Any thread puts outcomes, and heartbeats to be finished, into a deque each; all else here belongs to the recorder's own
+thread, and the session that records belongs to it alone.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Recorder:
         return not self._unfinished
 
     def stop(self) -> None:
-        """Stop writing; what is not on record by now is left to whoever finds this runner dead."""
+        """Stop writing; what is not on record by now is left to those that find this runner dead."""
         self._thread.stop()
         self._session.close()
 
@@ -154,11 +155,11 @@ class Recorder:
     def _record_past_locks(
         self, batch: Sequence[Outcome], ending: Tally | None
     ) -> tuple[set[int], set[int], Any]:
-        """Return which runs are on record now, which somebody has locked, and what there is to be answered."""
+        """Return which runs are on record now, which are locked by another session, and the answer, if any."""
         try:
             written, answer = self._record(batch, ending)
         except LockTimeout:
-            # Somebody sits on a flow, on a run or on a table: what can go on record does, all the same.
+            # A flow, a run or a table is locked: what can go on record does, all the same.
             rows = self._database.run(self._queries.record_outcomes_only, **_columns(batch))
             written = {row.run_id for row in rows if row.is_ended}
             return written, {row.run_id for row in rows} - written, None
@@ -195,7 +196,7 @@ class Recorder:
         return {row.run_id for row in self._database.run(self._queries.outcomes_on_record, **columns)}
 
     def _tell(self, batch: Sequence[Outcome], written: set[int]) -> None:
-        """Tell everybody who waits. A run that somebody else ended counts as failed: so it stands on record."""
+        """Tell the threads that wait. A run that was ended by another hand counts as failed: so it stands on record."""
         succeeded: Counter[Tally] = Counter()
         failed: Counter[Tally] = Counter()
         for outcome in batch:

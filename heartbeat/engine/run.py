@@ -1,7 +1,8 @@
 """A run on its way through this process: its state, its one outcome, what it has borrowed, and its end.
 
-Touched by the thread that has its body (a flow's thread or the event loop), by the watch, which gives it up when its
-time is over, and by whoever stops the process. Its own lock guards all of that; none but its methods change it.
+The thread that runs its body (a flow's, or the event loop's) begins and ends it; the watch gives it up when its time is
+over, the end of the process when the drain is. Its lock guards its outcome, the first of which stands, its connections
+and `stopping`; when it began and how to cancel it are set once, by the thread that begins it.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ def failure(run: Run, exc: BaseException) -> Outcome:
 class Run:
     """A run that this process has claimed and must bring to one outcome.
 
-    `timeout` is seconds, 0 for none. `tally` is its heartbeat's; `done` is for whoever waits for this one run, and set
-    when its end is on record.
+    `timeout` is seconds, 0 for none. `tally` is its heartbeat's; `done` is for a caller that waits for this run alone,
+    and set when its end is on record.
     """
 
     __slots__ = (
@@ -123,7 +124,7 @@ class Run:
 
     @property
     def has_begun(self) -> bool:
-        """Whether somebody has taken it up."""
+        """Whether a thread or the loop has taken it up."""
         return self._began_at < float("inf")
 
     @property

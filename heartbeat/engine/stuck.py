@@ -1,7 +1,7 @@
-"""Runs that were given up when their time was over while their body goes on: their flows must not start again.
+"""Stuck runs: given up when their time was over, while their body goes on. Their flows must not start again.
 
-The watch adds, whoever has the body takes away. Single steps of a set; what the database says is the recorder's (it
-notes a stuck thread with the run's outcome) and the maintenance's (it takes the note away).
+The watch adds one, the thread that has its body takes it away: single steps of a set. In the database the recorder
+notes it, just before the run's outcome, and the maintenance takes the note away.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The counts of one heartbeat, kept as its runs are claimed and recorded, and who answers it.
 
-Written by the threads that claim and by the recorder, waited for by the heartbeat's own thread. A condition guards it.
+Written by the threads that claim and by the recorder, waited for by the heartbeat's own thread. A condition guards the
+counts of runs and who answers; `is_exhausted` counts only when no claim is under way.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Tally:
             self.triggered += count
 
     def recorded(self, succeeded: int, failed: int) -> None:
-        """Count runs whose end is on record; the last one wakes whoever waits."""
+        """Count runs whose end is on record; the last one wakes the thread that waits."""
         with self._changed:
             self.succeeded += succeeded
             self.failed += failed

@@ -1,6 +1,6 @@
-"""Looks, some twenty times a second, at what nobody else does: runs past their time, missing threads, the loop.
+"""Looks, some twenty times a second, for runs past their time, missing threads and a blocked loop.
 
-Runs on the deadlines' thread and so never blocks. One look depends on no other: what could not be done comes again.
+Runs on the deadlines' thread and so never waits; keeps no state. What one look could not do the next one does.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Watch:
         self._loop.look()
 
     def _time_out(self, run: Run, lane: Lane) -> None:
-        """Fail a run, ask it to end, and give its slot to another."""
+        """Fail a run, ask it to end, and give its place to another."""
         outcome = self._stuck.give_up(run)
         if outcome is None:
             return

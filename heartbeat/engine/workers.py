@@ -1,7 +1,8 @@
-"""The threads that run sync flows: at most so many at once, and none of them lost to a flow that never returns.
+"""The threads that run sync flows: as many as the lane's limit, and none of them lost to a flow that never returns.
 
-Each takes a run from the lane, has its body from beginning to end, and hands the outcome to the recorder. They start
-when runs wait and end after a while without one. A lock guards how many there are; the rest the lane and the run guard.
+Each takes a run from the lane, runs its body, and hands the outcome to the recorder. They start when runs wait, started
+by claiming threads and the watch, and end after a while without one. A lock guards how many there are; what they work
+on is guarded by the lane and the run.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def with_options(conninfo: str, options: str) -> str:
 
 
 def sever(conn: Connection) -> None:
-    """Break a connection from another thread, so that whoever waits on it gets an error."""
+    """Break a connection from another thread, so that the thread that waits on it gets an error."""
     try:
         duplicate = socket.socket(fileno=os.dup(conn.fileno()))
     except (psycopg.Error, OSError):

@@ -1,7 +1,7 @@
 """The database of one service: statements of our own, in bounded time, and the connections that flows borrow.
 
 Pools apart, so that flows which take every connection of theirs never keep a heartbeat from its own. Any thread may
-call; psycopg's pools have locks of their own, and a `Session` belongs to the one thread that made it.
+call; psycopg's pools have locks of their own, and a `Session` belongs to one thread.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Statements(ABC):
     """Runs statements of `sql/`, every wait bounded.
 
     What it runs raises DatabaseUnavailable when the database cannot be reached or does not answer in time, LockTimeout
-    when somebody else's lock was in the way, and what `postgres.errors` makes of the rest.
+    when another session's lock was in the way, and what `postgres.errors` makes of the rest.
     """
 
     def run(self, statement: Callable[..., T], /, **parameters: Any) -> T:

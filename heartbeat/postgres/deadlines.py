@@ -1,7 +1,7 @@
-"""One thread that looks at the clock: it calls back when a time has passed, and whoever wants to look as well.
+"""One thread that looks at the clock: it calls back when a time has passed, and makes some calls at every look.
 
-It bounds the waits that nothing else bounds. Entries are added and taken away by any thread; single operations on a
-dictionary need no lock.
+It bounds the waits that nothing else bounds. Any thread adds entries and takes them away, in single steps of a
+dictionary.
 """
 
 from __future__ import annotations

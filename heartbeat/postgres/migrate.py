@@ -153,7 +153,7 @@ def _backend(url: str) -> Iterator[tuple[PostgresqlPsycopgBackend, _History]]:
     """Connect yoyo while no other process migrates, and read what the database has had.
 
     yoyo's own lock is a row, which a killed process leaves behind. The advisory lock goes with its connection,
-    so whoever holds it knows that such a row is stale.
+    so the process that holds it knows that such a row is stale.
     """
     logging.getLogger("yoyo").setLevel(logging.WARNING)
     queries = Queries()
