@@ -23,8 +23,8 @@
 --
 -- Due is: enabled, no live run, no stuck thread, and next_run_at not after as_of, give or take run_tolerance seconds.
 -- The condition stands once, in migrations/0008.define-due.sql: the view data_flows_waiting and the function
--- data_flow_is_due, which due_to_run, claim, count_due and answer_heartbeat use. open_heartbeat asks less, and says why.
--- A flow that changes while it is looked at is decided by the claim, which locks it.
+-- data_flow_is_due, which due_to_run, claim, count_due and answer_heartbeat use. open_heartbeat asks less, and says
+-- why. A flow that changes while it is looked at is decided by the claim, which locks it.
 --
 -- Two spellings keep the plans what they must be, one index probe a row, whatever the statistics said when they were
 -- made: OFFSET 0 keeps a look-up from being turned into a join, and "id = ANY (ARRAY[other.id])" is a join that can
