@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from heartbeat import DatabaseUnavailable, DataFlow, Heartbeat
+from heartbeat import DatabaseUnavailable, DataFlow, Heartbeat, HeartbeatError
 from tests.support.flow_classes import Gate, flow_class
 from tests.support.rows import Conn, add_flow, runs_of
 from tests.support.waiting import Background, wait_until
@@ -273,6 +274,37 @@ def test_a_connection_outlives_its_block_in_no_flows_hands(db: Conn, database_ur
     add_flow(db, "Keep")
     with Heartbeat(flows=[flow_class("Keep", keep)], database_url=database_url, concurrency=1) as hb:
         assert hb.beat().flows_succeeded == 1
+
+
+def test_a_thread_that_a_flow_left_behind_borrows_nothing_after_the_runs_end(
+    db: Conn, database_url: str
+) -> None:
+    ended = threading.Event()
+    refusals: list[str] = []
+
+    def borrow_late(self: DataFlow) -> None:
+        assert ended.wait(10)
+        with pytest.raises(HeartbeatError, match="has ended") as refused, self.connection():
+            pass
+        refusals.append(str(refused.value))
+
+    def leave(self: DataFlow) -> None:
+        threading.Thread(target=borrow_late, args=[self], daemon=True).start()
+
+    def borrow_two(self: DataFlow) -> None:
+        with self.connection() as one, self.connection() as two:
+            assert one is not two
+
+    add_flow(db, "Leave")
+    add_flow(db, "Two")
+    flows, limits = [flow_class("Leave", leave), flow_class("Two", borrow_two)], {"concurrency": 1}
+    with Heartbeat(flows=flows, database_url=database_url, **limits, async_concurrency=1) as hb:
+        for _ in range(3):
+            hb.trigger_run("Leave")
+        ended.set()
+        wait_until(lambda: len(refusals) == 3, what="all to be refused")
+        assert all("Leave" in refusal for refusal in refusals)
+        hb.trigger_run("Two")  # all that the pool has: what was refused is back
 
 
 # --- when there are none --------------------------------------------------------------------------------

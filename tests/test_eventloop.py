@@ -14,6 +14,7 @@ import pytest
 from heartbeat import DataFlow, Heartbeat
 from tests.support.flow_classes import Gate, Noop, flow_class
 from tests.support.rows import Conn, add_flow, add_flows, make_due, of_class, runs_of, statuses_of
+from tests.support.threads import no_more_threads, threads_of
 from tests.support.waiting import Background, wait_until
 
 
@@ -35,6 +36,13 @@ class AsyncGate(Gate):
         return flow_class(name, run, **attributes)
 
 
+class Fine(DataFlow):
+    """Waits for nothing, and succeeds."""
+
+    async def run(self) -> None:
+        pass
+
+
 @pytest.fixture
 def gate() -> Iterator[Gate]:
     """A gate for sync flows that is open at the end, so that no thread outlives its test."""
@@ -50,10 +58,6 @@ def async_gate() -> Iterator[AsyncGate]:
     gate.open()
 
 
-def of_flows(name: str) -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == name]
-
-
 LOOP, FLOW = "heartbeat-async-flows", "heartbeat-flow"
 
 
@@ -63,25 +67,23 @@ LOOP, FLOW = "heartbeat-async-flows", "heartbeat-flow"
 def test_more_async_flows_run_at_once_than_there_are_threads_and_never_more_than_their_own_limit(
     db: Conn, database_url: str, async_gate: AsyncGate
 ) -> None:
+    add_flows(db, "quick", 300, of_class("Fine"))  # first: so that the slow ones are claimed ahead
     add_flows(db, "slow", 15, of_class("Slow"))
-    flows, limits = [async_gate.flow("Slow")], {"concurrency": 2, "async_concurrency": 6}
+    flows, limits = [async_gate.flow("Slow"), Fine], {"concurrency": 2, "async_concurrency": 6}
     with Heartbeat(flows=flows, database_url=database_url, **limits) as hb:
         beats = [Background(hb.beat) for _ in range(2)]
         wait_until(lambda: async_gate.now == 6, what="six to run at once")
         async_gate.open()
-        assert sum(beat.result().flows_succeeded for beat in beats) == 15
+        assert sum(beat.result().flows_succeeded for beat in beats) == 315
     assert async_gate.most == 6
 
 
 def test_slow_sync_flows_on_every_thread_keep_no_async_flow_waiting(
     db: Conn, database_url: str, gate: Gate
 ) -> None:
-    async def quick(self: DataFlow) -> None:
-        await asyncio.sleep(0)
-
     add_flows(db, "slow", 3, of_class("Slow"))
-    add_flows(db, "quick", 30, of_class("Quick"))
-    flows = [gate.flow("Slow"), flow_class("Quick", quick)]
+    add_flows(db, "quick", 30, of_class("Fine"))
+    flows = [gate.flow("Slow"), Fine]
     with Heartbeat(flows=flows, database_url=database_url, concurrency=1, async_concurrency=2) as hb:
         beat = Background(hb.beat)
         wait_until(lambda: statuses_of(db, "quick-%") == ["success"] * 30, what="the async flows to end")
@@ -174,15 +176,20 @@ def test_a_run_whose_time_is_over_before_its_awaitable_begins_is_ended_and_costs
         return work()
 
     add_flow(db, "Late", run_timeout=1)
-    add_flows(db, "noop", 5, of_class("Noop", enabled=False))
-    with Heartbeat(flows=[flow_class("Late", run), Noop], database_url=database_url, concurrency=1) as hb:
+    add_flow(db, "Fine")
+    add_flow(db, "Noop")
+    flows, limits = [flow_class("Late", run), Fine, Noop], {"concurrency": 1, "async_concurrency": 1}
+    with Heartbeat(flows=flows, database_url=database_url, **limits) as hb:
         hb.beat()
         assert statuses_of(db, "Late") == ["failed"]
         wait_until(lambda: hb.health().stuck_threads == 0, seconds=5, what="the run to end")
         assert seen in (["cancelled"], [])
         make_due(db)
-        hb.beat()
-        wait_until(lambda: len(of_flows(FLOW)) == 1, seconds=5, what="the replaced thread to end")
+        report = hb.beat()
+        assert (report.flows_succeeded, report.flows_failed) == (2, 1), (
+            "there is room for others, of both kinds"
+        )
+        wait_until(lambda: len(threads_of(FLOW)) == 1, seconds=5, what="the replaced thread to end")
 
 
 def test_a_run_with_a_time_limit_that_goes_on_on_the_loop_is_cancelled_there(
@@ -215,29 +222,26 @@ def test_a_loop_that_was_blocked_ends_with_its_thread_once_the_flow_lets_go(
     async def block(self: DataFlow) -> None:
         gate.hold(self)
 
-    async def fine(self: DataFlow) -> None:
-        await asyncio.sleep(0)
-
     def files() -> int:
         return len(list(Path("/dev/fd").iterdir()))
 
     add_flow(db, "Block", enabled=False)
     add_flow(db, "Fine", enabled=False)
-    flows = [flow_class("Block", block), flow_class("Fine", fine)]
+    flows = [flow_class("Block", block), Fine]
     with Heartbeat(flows=flows, database_url=database_url) as hb:
         hb.trigger_run("Fine")
         before = files()
         blocking = Background(lambda: hb.trigger_run("Block"))
         wait_until(lambda: gate.begun)
         hb.trigger_run("Fine")
-        assert len(of_flows(LOOP)) == 2
+        assert len(threads_of(LOOP)) == 2
         assert files() > before
         gate.open()
         assert blocking.result().status == "success"
-        wait_until(lambda: len(of_flows(LOOP)) == 1, what="the first loop's thread to end")
+        wait_until(lambda: len(threads_of(LOOP)) == 1, what="the first loop's thread to end")
         wait_until(lambda: files() <= before, what="its files to be closed")
         hb.trigger_run("Fine")
-    wait_until(lambda: not of_flows(LOOP), what="the last loop to end with the service")
+    wait_until(lambda: not threads_of(LOOP), what="the last loop to end with the service")
 
 
 def test_a_flow_that_stops_the_loop_ends_no_other(db: Conn, database_url: str, async_gate: AsyncGate) -> None:
@@ -257,31 +261,13 @@ def test_a_flow_that_stops_the_loop_ends_no_other(db: Conn, database_url: str, a
         assert hb.beat().flows_succeeded == 10
 
 
-def test_where_no_loop_can_be_started_nothing_async_is_claimed(
-    db: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def fine(self: DataFlow) -> None:
-        await asyncio.sleep(0)
-
+def test_where_no_loop_can_be_started_nothing_async_is_claimed(db: Conn, database_url: str) -> None:
     add_flow(db, "Fine")
     add_flow(db, "Noop")
-    flows = [flow_class("Fine", fine), Noop]
+    flows = [Fine, Noop]
     with Heartbeat(flows=flows, database_url=database_url, time_budget=1) as hb:
-        with monkeypatch.context() as none_left:
-            none_left.setattr(threading.Thread, "start", refuse(LOOP))
+        with no_more_threads(LOOP):
             report = hb.beat()
         assert (report.flows_due, report.flows_triggered, report.flows_remaining) == (2, 1, 1)
         assert statuses_of(db, "Fine") == []
         assert hb.beat().flows_succeeded == 1
-
-
-def refuse(name: str) -> Callable[[threading.Thread], None]:
-    """Return a `Thread.start` as it is where the system has no more threads, for those of a name."""
-    start = threading.Thread.start
-
-    def start_some(thread: threading.Thread) -> None:
-        if thread.name == name:
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    return start_some
