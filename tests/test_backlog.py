@@ -13,17 +13,11 @@ from tests.support.waiting import Background
 
 
 def claimed(number: int = 1) -> list[Run]:
-    lease = Lease(30.0)
-    return [
-        Run(
-            SimpleNamespace(
-                run_id=n, data_flow_id=n, name=f"flow {n}", class_name="Noop", configuration="{}"
-            ),
-            0.0,
-            lease,
-        )
+    rows = [
+        SimpleNamespace(run_id=n, name=f"flow {n}", class_name="Noop", configuration="{}")
         for n in range(number)
     ]
+    return [Run(row, 0.0, Lease(30.0)) for row in rows]
 
 
 def lane(limit: int = 4) -> Lane:

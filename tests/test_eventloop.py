@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -58,6 +59,10 @@ def async_gate() -> Iterator[AsyncGate]:
     gate.open()
 
 
+def stuck_threads(db: Conn) -> int:
+    return int(db.execute("SELECT count(*) FROM data_flow_stuck_threads").fetchone()[0])
+
+
 LOOP, FLOW = "heartbeat-async-flows", "heartbeat-flow"
 
 
@@ -87,7 +92,7 @@ def test_slow_sync_flows_on_every_thread_keep_no_async_flow_waiting(
     with Heartbeat(flows=flows, database_url=database_url, concurrency=1, async_concurrency=2) as hb:
         beat = Background(hb.beat)
         wait_until(lambda: statuses_of(db, "quick-%") == ["success"] * 30, what="the async flows to end")
-        assert gate.now == 1
+        assert statuses_of(db, "slow-%") == ["in_progress"], "no more than there is a thread for"
         gate.open()
         assert beat.result().flows_succeeded == 33
 
@@ -101,7 +106,7 @@ def test_slow_async_flows_keep_no_sync_flow_waiting(
     with Heartbeat(flows=flows, database_url=database_url, concurrency=2, async_concurrency=1) as hb:
         beat = Background(hb.beat)
         wait_until(lambda: statuses_of(db, "quick-%") == ["success"] * 30, what="the sync flows to end")
-        assert async_gate.now == 1
+        assert statuses_of(db, "slow-%") == ["in_progress"], "no more than may run at once"
         async_gate.open()
         assert beat.result().flows_succeeded == 33
 
@@ -182,7 +187,7 @@ def test_a_run_whose_time_is_over_before_its_awaitable_begins_is_ended_and_costs
     with Heartbeat(flows=flows, database_url=database_url, **limits) as hb:
         hb.beat()
         assert statuses_of(db, "Late") == ["failed"]
-        wait_until(lambda: hb.health().stuck_threads == 0, seconds=5, what="the run to end")
+        wait_until(lambda: stuck_threads(db) == 0, seconds=5, what="the run to end")
         assert seen in (["cancelled"], [])
         make_due(db)
         report = hb.beat()
@@ -208,7 +213,7 @@ def test_a_run_with_a_time_limit_that_goes_on_on_the_loop_is_cancelled_there(
     with Heartbeat(flows=[returns("Endless", work)], database_url=database_url) as hb:
         assert hb.beat().flows_failed == 1
         wait_until(lambda: seen == [LOOP], what="it to be cancelled")
-        wait_until(lambda: hb.health().stuck_threads == 0)
+        wait_until(lambda: stuck_threads(db) == 0, what="the run to end")
 
 
 # --- what a flow may do to the loop ---------------------------------------------------------------------
@@ -271,3 +276,24 @@ def test_where_no_loop_can_be_started_nothing_async_is_claimed(db: Conn, databas
         assert (report.flows_due, report.flows_triggered, report.flows_remaining) == (2, 1, 1)
         assert statuses_of(db, "Fine") == []
         assert hb.beat().flows_succeeded == 1
+
+
+def test_what_still_runs_when_the_service_closes_is_cancelled_and_says_nothing_more(
+    db: Conn, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended: list[str] = []
+
+    async def endless(self: DataFlow) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(self.name)
+
+    add_flows(db, "endless", 3, of_class("Endless"))
+    flows = [flow_class("Endless", endless)]
+    with Heartbeat(flows=flows, database_url=database_url, time_budget=0.2, drain_timeout=0) as hb:
+        assert hb.beat().flows_running == 3
+    assert statuses_of(db, "endless-%") == ["failed"] * 3
+    wait_until(lambda: len(ended) == 3 and not threads_of(LOOP), what="the flows and their loop to end")
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []

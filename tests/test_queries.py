@@ -437,8 +437,8 @@ def statements() -> dict[str, str]:
 def hot_statements() -> list[tuple[str, dict[str, Any]]]:
     """Return what heartbeats, renewals and the usual questions execute, with what it may read."""
     outcome = {
-        "runner_id": RUNNER, "run_ids": [100003, 100004], "statuses": ["success", "failed"],
-        "results": [None, None], "errors": [None, "x"], "backtraces": [None, None],
+        "runner_id": RUNNER, "run_ids": "{100003,100004}", "statuses": [None, "failed"],
+        "results": [], "errors": [None, "x"], "backtraces": [],
     }  # fmt: skip
     now = "now"
     due = {"as_of": now, "run_tolerance": 0.5}

@@ -16,7 +16,7 @@ from tests.support.waiting import Background, wait_until
 
 
 def claimed(timeout: float = 60.0) -> Run:
-    row = SimpleNamespace(run_id=1, data_flow_id=1, name="orders", class_name="Orders", configuration="{}")
+    row = SimpleNamespace(run_id=1, name="orders", class_name="Orders", configuration="{}")
     return Run(row, timeout, Lease(30.0))
 
 

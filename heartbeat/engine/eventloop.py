@@ -73,7 +73,7 @@ class EventLoop:
             self.wake()
 
     def stop(self) -> None:
-        """Stop the loop; what still runs on it is abandoned."""
+        """Stop the loop; what still runs on it is cancelled."""
         with self._lock:
             loop, self._current = self._current, None
         if loop is not None:
@@ -185,4 +185,14 @@ class _Loop:
         while not self._must_end:  # a flow may stop the loop, too
             with suppress(BaseException):  # SystemExit in a task of a flow's own leaves run_forever
                 self._loop.run_forever()
+        self._cancel_the_rest()
         self._loop.close()
+
+    def _cancel_the_rest(self) -> None:
+        """Cancel what was abandoned, and give it a moment to clean up: it would end as garbage, and complain."""
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
+            task.cancel()
+        if left:
+            with suppress(BaseException):
+                self._loop.run_until_complete(asyncio.wait(left, timeout=_PATIENCE))
