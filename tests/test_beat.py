@@ -12,7 +12,16 @@ import pytest
 
 from heartbeat import DataFlow, Heartbeat
 from tests.support.flow_classes import Gate, Noop, flow_class
-from tests.support.rows import Conn, add_flow, flow_row, heartbeat_row, make_due, request_run, runs_of, statuses
+from tests.support.rows import (
+    Conn,
+    add_flow,
+    flow_row,
+    heartbeat_row,
+    make_due,
+    request_run,
+    runs_of,
+    statuses,
+)
 from tests.support.waiting import Background, wait_until
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from typing import Any
 
 import psycopg
@@ -10,7 +12,7 @@ import pytest
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from heartbeat import DatabaseUnavailable, DataFlow, Heartbeat
+from heartbeat import DatabaseUnavailable, DataFlow, Heartbeat, HeartbeatError
 from tests.support.flow_classes import Gate, flow_class
 from tests.support.rows import Conn, add_flow, runs_of
 from tests.support.waiting import Background, wait_until
@@ -274,6 +276,37 @@ def test_a_connection_outlives_its_block_in_no_flows_hands(db: Conn, database_ur
         assert hb.beat().flows_succeeded == 1
 
 
+def test_a_thread_that_a_flow_left_behind_borrows_nothing_after_the_runs_end(
+    db: Conn, database_url: str
+) -> None:
+    ended = threading.Event()
+    refusals: list[str] = []
+
+    def borrow_late(self: DataFlow) -> None:
+        assert ended.wait(10)
+        with pytest.raises(HeartbeatError, match="has ended") as refused, self.connection():
+            pass
+        refusals.append(str(refused.value))
+
+    def leave(self: DataFlow) -> None:
+        threading.Thread(target=borrow_late, args=[self], daemon=True).start()
+
+    def borrow_two(self: DataFlow) -> None:
+        with self.connection() as one, self.connection() as two:
+            assert one is not two
+
+    add_flow(db, "Leave")
+    add_flow(db, "Two")
+    flows, limits = [flow_class("Leave", leave), flow_class("Two", borrow_two)], {"concurrency": 1}
+    with Heartbeat(flows=flows, database_url=database_url, **limits, async_concurrency=1) as hb:
+        for _ in range(3):
+            hb.trigger_run("Leave")
+        ended.set()
+        wait_until(lambda: len(refusals) == 3, what="all to be refused")
+        assert all("Leave" in refusal for refusal in refusals)
+        hb.trigger_run("Two")  # all that the pool has: what was refused is back
+
+
 # --- when there are none --------------------------------------------------------------------------------
 
 
@@ -301,16 +334,16 @@ def test_a_flow_that_can_have_no_connection_fails_in_bounded_time_and_says_so(
     db: Conn, database_url: str
 ) -> None:
     def greedy(self: DataFlow) -> None:
-        with self.connection() as one, self.connection() as two:
-            one.execute("SELECT 1")
-            two.execute("SELECT 1")
+        with self.connection(), self.connection(), self.connection():
+            pass
 
     add_flow(db, "Greedy")
-    with (
-        Heartbeat(flows=[flow_class("Greedy", greedy)], database_url=database_url, concurrency=1) as hb,
-        pytest.raises(DatabaseUnavailable, match="connection"),
-    ):
-        hb.trigger_run("Greedy")
+    flows, limits = [flow_class("Greedy", greedy)], {"concurrency": 1, "async_concurrency": 1}
+    with Heartbeat(flows=flows, database_url=database_url, **limits) as hb:
+        begin = time.monotonic()
+        with pytest.raises(DatabaseUnavailable, match="connection"):
+            hb.trigger_run("Greedy")
+        assert time.monotonic() - begin < 5
 
 
 def test_sessions_that_were_ended_are_replaced_before_a_flow_gets_them(db: Conn, database_url: str) -> None:

@@ -12,7 +12,18 @@ import pytest
 
 from heartbeat import BeatReport, DataFlow, Heartbeat
 from tests.support.flow_classes import Gate, Noop, flow_class
-from tests.support.rows import Conn, add_flow, flow_row, heartbeat_row, live_runs, make_due, request_run, runs_of, statuses, statuses_of
+from tests.support.rows import (
+    Conn,
+    add_flow,
+    flow_row,
+    heartbeat_row,
+    live_runs,
+    make_due,
+    request_run,
+    runs_of,
+    statuses,
+    statuses_of,
+)
 from tests.support.waiting import Background, wait_until
 
 BY_HAND = (

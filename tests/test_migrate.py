@@ -22,8 +22,7 @@ from heartbeat.postgres.migrate import rollback, upgrade
 from tests.support import schema_snapshot
 from tests.support.commands import Command
 from tests.support.rows import Conn
-from tests.support.waiting import Background
-from tests.support.waiting import wait_until
+from tests.support.waiting import Background, wait_until
 
 
 def applied(url: str) -> list[str]:

@@ -6,6 +6,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_no_line_of_sql_is_too_long_to_be_read() -> None:
         f"{file.name}:{number}"
         for file in files
         for number, line in enumerate(file.read_text("utf-8").splitlines(), 1)
-        if len(line) > 120
+        if len(line) > 120 and not line.startswith("-- name:")  # which is read only in one line
     ]
     assert long == []
 
@@ -94,7 +95,7 @@ def test_the_first_page_names_every_statement_of_a_heartbeat() -> None:
         "count_due",
         "claim",
         "record_outcomes",
-        "what_remains",
+        "answer_heartbeat",
         "finish_heartbeat",
     ]
     assert set(in_turn) <= statements().keys()
@@ -104,10 +105,9 @@ def test_the_first_page_names_every_statement_of_a_heartbeat() -> None:
 
 # Who goes by the rules that are defined in migrations/; the first page says the same.
 USERS = {
-    "data_flow_is_due": {"due_to_run", "claim", "count_due", "what_remains"},
+    "data_flow_is_due": {"due_to_run", "claim", "count_due", "answer_heartbeat"},
     "data_flow_runner_is_dead": {
         "open_heartbeat",
-        "count_due",
         "claim",
         "fail_runs_of_dead_runners",
         "finish_heartbeats_of_dead_runners",
@@ -149,9 +149,7 @@ def test_an_edit_of_the_copy_is_what_runs(db: Conn, database_url: str, copy: Pat
     for statement in ("due_to_run", "claim"):
         text = (copy / "data_flows.sql").read_text("utf-8")
         before, name, after = text.partition(f"-- name: {statement}(")
-        after = after.replace(
-            "WHERE data_flow_is_due(", "WHERE left(flow.name, 4) <> 'tmp_' AND data_flow_is_due(", 1
-        )
+        after = after.replace("data_flow_is_due(", "left(flow.name, 4) <> 'tmp_' AND data_flow_is_due(", 1)
         (copy / "data_flows.sql").write_text(before + name + after, "utf-8")
     with Heartbeat(flows=[Noop], database_url=database_url, sql_dir=copy) as hb:
         assert [flow.name for flow in hb.due_to_run()] == ["Noop"]
@@ -389,6 +387,7 @@ def test_a_line_that_a_session_could_not_have_from_its_start_is_named(
 
 BIG = {"data_flows", "data_flow_runs", "heartbeats"}
 RUNNER = uuid.UUID(int=1)
+FIRST_TURN = datetime(2000, 1, 1, tzinfo=UTC)
 
 FILL = """
 INSERT INTO data_flow_runners (id, host, pid) VALUES (%(runner)s, 'a', 1);
@@ -438,17 +437,32 @@ def statements() -> dict[str, str]:
 def hot_statements() -> list[tuple[str, dict[str, Any]]]:
     """Return what heartbeats, renewals and the usual questions execute, with what it may read."""
     outcome = {
-        "runner_id": RUNNER, "run_ids": [100003, 100004], "statuses": ["success", "failed"],
-        "results": [None, None], "errors": [None, "x"], "backtraces": [None, None],
+        "runner_id": RUNNER, "run_ids": "{100003,100004}", "statuses": [None, "failed"],
+        "results": [], "errors": [None, "x"], "backtraces": [],
     }  # fmt: skip
     now = "now"
     due = {"as_of": now, "run_tolerance": 0.5}
+    in_turn = {**due, "first_turn": FIRST_TURN}
+    claim = {
+        **in_turn,
+        "max_runs": 8,
+        "heartbeat_id": 100001,
+        "runner_id": RUNNER,
+        "runner_ttl": 1e6,
+        "async_classes": ["flow 5", "flow 6"],
+    }
+    counts = {"heartbeat_id": 100001, "triggered": 8, "succeeded": 8, "failed": 0}
     return [
         ("open_heartbeat", {"client_ip": None, "runner_id": RUNNER, "run_tolerance": 0.5, "runner_ttl": 30.0}),
-        ("count_due", {"heartbeat_id": 100001, "run_tolerance": 0.5, "runner_ttl": 30.0}),
-        ("what_remains", due),
+        ("count_due", {**in_turn, "heartbeat_id": 100001}),
         ("due_to_run", due),
-        ("claim", {**due, "max_runs": 8, "heartbeat_id": 100001, "runner_id": RUNNER, "runner_ttl": 1e6}),
+        ("claim", {**claim, "are_async": None}),
+        ("claim", {**claim, "are_async": True}),
+        ("claim", {**claim, "are_async": False}),
+        ("answer_heartbeat", {**counts, **in_turn, "is_finished": True}),
+        ("answer_heartbeat", {**counts, **in_turn, "is_finished": False}),
+        ("finish_heartbeat", counts),
+        ("take_turn", {"turn": 1}),
         ("claim_flow", {"name": "flow 77", "runner_id": RUNNER}),
         ("record_outcomes", outcome),
         ("record_outcomes_only", outcome),
@@ -458,8 +472,6 @@ def hot_statements() -> list[tuple[str, dict[str, Any]]]:
         ("finish_heartbeats_of_dead_runners", {"runner_ttl": 1e6}),
         ("remove_dead_runners", {"runner_ttl": 1e6}),
         ("live_run_ids", {"runner_id": RUNNER}),
-        ("finish_heartbeat", {"heartbeat_id": 100001, "finished": True, "flows_triggered": 8,
-                              "flows_succeeded": 8, "flows_failed": 0}),
         ("find_flow", {"name": "flow 77"}),
         ("get_run", {"run_id": 77}),
         ("list_runs", {"max_rows": 20}),
@@ -482,7 +494,7 @@ def test_a_hot_statement_reads_what_it_needs_of_large_tables_and_no_more(
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] <= 1000, read
 
 
-@pytest.mark.parametrize("name", ["claim", "count_due", "what_remains", "due_to_run", "open_heartbeat"])
+@pytest.mark.parametrize("name", ["claim", "count_due", "answer_heartbeat", "due_to_run", "open_heartbeat"])
 def test_a_rule_of_the_schema_costs_no_call(big: Conn, explain: Callable[..., Any], name: str) -> None:
     plan = explain(big, statements()[name], dict(hot_statements())[name])
     assert [rule for rule in USERS if f"{rule}(" in str(plan)] == [], (

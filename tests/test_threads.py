@@ -1,14 +1,18 @@
-"""The threads that carry heartbeats: bounded, not joined at exit, shared where one call serves all."""
+"""The threads that carry heartbeats: bounded, not joined at exit, shared where one call serves all; and repeaters."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from heartbeat.threads import Busy, SharedCall, ThreadPool, result_of
+from heartbeat.threads import Busy, Repeater, SharedCall, ThreadPool, result_of
+from tests.support.waiting import wait_until
 
 
 def held() -> tuple[threading.Event, Callable[[], bool]]:
@@ -93,3 +97,111 @@ def test_who_gives_up_waiting_stops_nothing() -> None:
     asyncio.run(give_up())
     go.set()
     assert future.result(10) is True
+
+
+# --- a call made again and again ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def repeat() -> Iterator[Callable[[Callable[[], float | None]], Repeater]]:
+    """Start repeaters that are stopped at the end: `repeat(call)`."""
+    started: list[Repeater] = []
+
+    def start(call: Callable[[], float | None]) -> Repeater:
+        started.append(Repeater("t", call))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for repeater in started:
+        repeater.stop()
+
+
+def test_a_call_is_repeated_after_the_pause_that_it_asks_for(
+    repeat: Callable[[Callable[[], float | None]], Repeater],
+) -> None:
+    calls: list[float] = []
+
+    def call() -> float:
+        calls.append(time.monotonic())
+        return 0.05 if len(calls) < 3 else 3600
+
+    repeat(call)
+    wait_until(lambda: len(calls) == 3, what="three calls")
+    assert all(later - sooner >= 0.05 for sooner, later in itertools.pairwise(calls))
+
+
+def test_a_call_that_has_nothing_to_do_is_made_again_when_it_is_woken_and_not_before(
+    repeat: Callable[[Callable[[], float | None]], Repeater],
+) -> None:
+    calls: list[int] = []
+    repeater = repeat(lambda: calls.append(1))
+    wait_until(lambda: len(calls) == 1, what="the first call")
+    for _ in range(3):
+        made = len(calls)
+        repeater.wake()
+        wait_until(lambda made=made: len(calls) == made + 1, what="another call")
+
+
+def test_who_is_woken_during_a_call_is_called_once_more(
+    repeat: Callable[[Callable[[], float | None]], Repeater],
+) -> None:
+    calls: list[int] = []
+    begun, go = threading.Event(), threading.Event()
+
+    def call() -> None:
+        calls.append(1)
+        begun.set()
+        go.wait(10)
+
+    repeater = repeat(call)
+    assert begun.wait(5)
+    for _ in range(5):
+        repeater.wake()
+    go.set()
+    wait_until(lambda: len(calls) == 2, what="the call that was asked for during the first")
+
+
+def test_a_call_that_raises_is_logged_and_made_again(
+    repeat: Callable[[Callable[[], float | None]], Repeater],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("heartbeat.threads._AFTER_AN_ERROR", 0.01)
+    caplog.set_level(logging.ERROR, "heartbeat")
+    calls: list[int] = []
+
+    def call() -> float:
+        calls.append(1)
+        if len(calls) < 3:
+            raise ValueError("no")
+        return 3600
+
+    repeat(call)
+    wait_until(lambda: len(calls) == 3, what="the call to be made again")
+    assert [record.exc_info is not None for record in caplog.records] == [True, True]
+
+
+def test_after_its_stop_a_repeater_calls_no_more_and_its_pause_is_cut_short() -> None:
+    calls: list[int] = []
+    begun = threading.Event()
+
+    def call() -> float:
+        calls.append(1)
+        begun.set()
+        repeater.pause(30)
+        return 0
+
+    repeater = Repeater("t", call)
+    repeater.start()
+    assert begun.wait(5)
+    begin = time.monotonic()
+    repeater.stop(10)
+    assert time.monotonic() - begin < 5
+    assert repeater.is_stopped
+    assert calls == [1]
+    assert not any(thread.name == "heartbeat-t" for thread in threading.enumerate())
+
+
+def test_a_repeater_that_never_started_can_be_stopped() -> None:
+    Repeater("t", lambda: None).stop()

@@ -123,11 +123,15 @@ class Lane:
                 self._arrival.wait(left)
             return run
 
-    def ended(self, run: Run) -> None:
-        """Make room for another: the run has ended, or has been given up."""
-        self.active.discard(run)
+    def ended(self, run: Run) -> bool:
+        """Make room for another: the run has ended, was given up, or goes on elsewhere. False: another was first."""
+        try:
+            self.active.remove(run)
+        except KeyError:
+            return False
         if len(self._waiting) <= self._low_water and not self._room.is_set():
             self._room.set()
+        return True
 
     @property
     def waiting(self) -> int:

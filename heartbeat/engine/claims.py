@@ -160,7 +160,7 @@ class Claims:
                 lane.release(size, time.monotonic() - began)
 
     def _is_ready(self, lane: Lane) -> bool:
-        return lane is not self._backlog.threads or self._workers.are_ready()
+        return self._workers.are_ready() if lane is self._backlog.threads else self._loop.is_ready()
 
     def _claim(self, hunt: _Hunt, lanes: list[Lane], size: int, turn: int) -> None:
         tally, lease = hunt.tally, self._keeper.lease
@@ -177,7 +177,7 @@ class Claims:
             )  # the permit is not worth a failed heartbeat
         tally.claimed(len(rows))
         if len(rows) < size:
-            hunt.lanes -= set(lanes)
+            hunt.lanes = hunt.lanes - set(lanes)  # a new set: another claim may be looking through this one
             hunt.is_over = tally.is_exhausted = not hunt.lanes
         self._begin([self._run(row, lease, tally) for row in sorted(rows)])
 

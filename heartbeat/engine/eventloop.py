@@ -39,31 +39,42 @@ class EventLoop:
         self._lock = threading.Lock()
         self._current: _Loop | None = None
 
+    def is_ready(self) -> bool:
+        """Whether there is a loop, and one is started where there is none: without, nothing async may be claimed."""
+        try:
+            self._running_loop()
+        except RuntimeError:  # the system has no thread to give
+            return False
+        return True
+
     def wake(self) -> None:
-        """Have the loop begin what waits."""
-        loop = self._running_loop()
-        loop.call(lambda: self._begin_waiting(loop))
+        """Have the loop begin what waits. Where there can be none now, the watch asks again."""
+        with suppress(RuntimeError):
+            loop = self._running_loop()
+            loop.call(lambda: self._begin_waiting(loop))
 
     def adopt(self, run: Run, work: Awaitable[Any]) -> None:
-        """Go on with a run whose `run()`, called on a thread, returned something to be awaited."""
-        self._lane.active.add(run)
+        """Go on with a run whose `run()`, called on a thread, returned something to be awaited.
+
+        Raises RuntimeError where there is no loop and the system has no thread for one.
+        """
         loop = self._running_loop()
+        self._lane.active.add(run)
         loop.call(lambda: self._begin(loop, run, work))
 
     def look(self) -> None:
         """Replace a loop that a flow blocks; the runs that it has begun stay on it."""
         with self._lock:
             loop = self._current
-            if loop is None or not loop.is_blocked():
-                return
-            log.error("an async flow blocks the event loop; the others get a new one")
-            self._current = None
-        loop.abandon()
+            if loop is not None and loop.is_blocked():
+                log.error("an async flow blocks the event loop; the others get a new one")
+                self._current = None
+                loop.abandon()
         if self._lane.waiting:
             self.wake()
 
     def stop(self) -> None:
-        """Stop the loop; what still runs on it is abandoned."""
+        """Stop the loop; what still runs on it is cancelled."""
         with self._lock:
             loop, self._current = self._current, None
         if loop is not None:
@@ -87,6 +98,8 @@ class EventLoop:
     def _begin(self, loop: _Loop, run: Run, work: Awaitable[Any] | None = None) -> None:
         task = loop.begin(self._perform(loop, run, work))
         run.cancel = lambda: loop.call(task.cancel)  # no sooner than its first step: both wait in one queue
+        if run.is_decided:  # it was given up while there was nothing to cancel
+            run.cancel()
 
     async def _perform(self, loop: _Loop, run: Run, work: Awaitable[Any] | None) -> None:
         """Bring a run to its end, whatever the flow does. Nothing may be raised here: the loop would end."""
@@ -101,8 +114,9 @@ class EventLoop:
             self._begin_waiting(loop)
 
     def _end(self, run: Run, outcome: Outcome) -> None:
-        if run.end(outcome, self._bodies.connections):
-            self._lane.ended(run)
+        is_first = run.end(outcome, self._bodies.connections)
+        self._lane.ended(run)
+        if is_first:
             self._recorder.put(outcome)
         else:
             self._stuck.has_ended(run)
@@ -117,7 +131,11 @@ class _Loop:
         self._must_end = False
         self._is_abandoned = False
         self._asked_at: float | None = None  # when it was asked whether it lives, and has not answered
-        threading.Thread(target=self._run, name="heartbeat-async-flows", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name="heartbeat-async-flows", daemon=True).start()
+        except RuntimeError:
+            self._loop.close()
+            raise
 
     def call(self, callback: Any) -> None:
         """Have the loop's thread call back soon."""
@@ -168,4 +186,14 @@ class _Loop:
         while not self._must_end:  # a flow may stop the loop, too
             with suppress(BaseException):  # SystemExit in a task of a flow's own leaves run_forever
                 self._loop.run_forever()
+        self._cancel_the_rest()
         self._loop.close()
+
+    def _cancel_the_rest(self) -> None:
+        """Cancel what was abandoned, and give it a moment to clean up: it would end as garbage, and complain."""
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
+            task.cancel()
+        if left:
+            with suppress(BaseException):
+                self._loop.run_until_complete(asyncio.wait(left, timeout=_PATIENCE))

@@ -245,7 +245,7 @@ def _tally_that_ends(batch: Sequence[Outcome]) -> Tally | None:
 
 
 def _columns(batch: Sequence[Outcome]) -> dict[str, Any]:
-    """Make the parameters of a batch. What no outcome of it has is left out, for each element costs: most have little."""
+    """Make the parameters of a batch. What no outcome of it has is left out: each element costs."""
     columns: dict[str, list[str | None]] = {
         "statuses": [None if outcome.status == "success" else outcome.status for outcome in batch],
         "results": [outcome.result for outcome in batch],

@@ -119,8 +119,8 @@ class Run:
         self._began_at = time.monotonic()
 
     def is_overdue(self, now: float) -> bool:
-        """Whether its time is over, at a time of `time.monotonic()`."""
-        return bool(self.timeout) and now - self._began_at >= self.timeout
+        """Whether its time is over, at a time of `time.monotonic()`, and it has no outcome."""
+        return bool(self.timeout) and now - self._began_at >= self.timeout and not self.is_decided
 
     @property
     def has_begun(self) -> bool:
@@ -214,7 +214,10 @@ class Run:
         with self._lock:
             borrowed = list(self._connections or ())
         for conn in borrowed:  # each from a thread of its own: it may take a while
-            threading.Thread(target=_cancel_query, args=(conn,), daemon=True).start()
+            try:
+                threading.Thread(target=_cancel_query, args=(conn,), daemon=True).start()
+            except RuntimeError as exc:
+                log.warning("a timed-out flow's query could not be cancelled: %s", exc)
 
 
 def _cancel_query(conn: psycopg.Connection[Any]) -> None:

@@ -42,8 +42,8 @@ class Watch:
         outcome = self._stuck.give_up(run)
         if outcome is None:
             return
-        lane.ended(run)
+        had_slot = lane.ended(run)
         self._recorder.put(outcome)
         run.cancel_body()
-        if lane is self._backlog.threads:
+        if had_slot and lane is self._backlog.threads:
             self._workers.replace()

@@ -76,9 +76,8 @@ class Workers:
         try:
             result = self._bodies.make(run).run()
             if result is not None and inspect.isawaitable(result):
-                self._lane.active.discard(run)
                 self._loop.adopt(run, result)
-                return True
+                return self._lane.ended(run)
             outcome = success(run, result)
         except BaseException as exc:  # noqa: BLE001 - a flow may raise anything; it is its own run's failure
             outcome = failure(run, exc)

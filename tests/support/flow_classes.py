@@ -48,5 +48,8 @@ class Gate:
     def open(self) -> None:
         self._open.set()
 
+    def is_open(self) -> bool:
+        return self._open.is_set()
+
     def flow(self, name: str, **attributes: Any) -> type[DataFlow]:
         return flow_class(name, lambda flow: self.hold(flow), **attributes)
