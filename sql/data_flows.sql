@@ -14,7 +14,7 @@
 --   count_due (heartbeats.sql)               count what is due at as_of. It travels with the first claim.
 --   claim (below)                            start some of what is due, again and again until there is no more.
 --                                            It commits at once: no lock is held while a flow runs.
---     one of 100 runs and more: in a transaction with take_turn (service.sql), which lets in two at a time
+--     one of 100 runs and more: in a transaction with take_permit (service.sql), which lets in two at a time
 --   record_outcomes (data_flow_runs.sql)     write what became of the runs that have ended since the last time;
 --     where a row of theirs is locked instead: record_outcomes_only (data_flow_runs.sql)
 --   answer_heartbeat (heartbeats.sql)        write its counts, finish its row, and say what nobody has started: in one

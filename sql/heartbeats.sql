@@ -43,8 +43,7 @@ opened AS (
 SELECT
     opened.id AS heartbeat_id,
     opened.received_at AS as_of,
-    -- Where there is work, this commit need not wait for the disk: the claim's does, and takes it along.
-    opened.finished_at IS NULL AND set_config('synchronous_commit', 'off', true) = 'off' AS may_have_work,
+    opened.finished_at IS NULL AS may_have_work,
     asked.needs_repair,
     asked.first_turn,
     CASE
@@ -54,7 +53,9 @@ SELECT
             FROM data_flows AS flow
             WHERE flow.enabled AND flow.next_run_at > statement_timestamp()
         )
-    END AS next_due_at
+    END AS next_due_at,
+    -- Where there is work, this commit need not wait for the disk: the claim's does, and takes it along.
+    CASE WHEN opened.finished_at IS NULL THEN set_config('synchronous_commit', 'off', true) END AS synchronous_commit
 FROM opened, asked;
 
 -- name: count_due(heartbeat_id, as_of, first_turn, run_tolerance)

@@ -65,11 +65,11 @@ DELETE FROM data_flow_schema WHERE migration_id = :migration_id::text;
 -- Wait until no other process migrates; the lock goes with the connection, however that ends.
 SELECT pg_advisory_lock(hashtext('data-flow-heartbeat migrations'));
 
--- name: take_turn(turn)^
+-- name: take_permit(permit)^
 -- Take one of the two permits for large claims that all processes share, and keep it until this transaction ends.
 -- A claim reads past the rows that others have locked: with eight at once (four processes) half the speed was gone.
 -- An error (lock_timeout): both are taken for long, and the claim goes without.
-SELECT pg_advisory_xact_lock(hashtext('data-flow-heartbeat claims'), :turn::integer);
+SELECT pg_advisory_xact_lock(hashtext('data-flow-heartbeat claims'), :permit::integer);
 
 -- name: database_time()$
 -- The one clock that schedules go by.

@@ -58,7 +58,7 @@ class Lane:
         self._waiting: deque[Run] = deque()
         self._put = 0  # all that ever were
         self._on_the_way = 0  # asked for by claims that are under way
-        self._low_water = 0
+        self._low_water = 0  # as few may wait when the next claim is worth its while
         self._claim_seconds = 0.0  # how long the last claim took
         self._arrival = threading.Condition()
         self._is_closed = False
@@ -85,11 +85,12 @@ class Lane:
             self._on_the_way += size
             return size
 
-    def release(self, size: int, seconds: float) -> None:
-        """Say that a claim of so many has ended, and how long it took."""
+    def release(self, size: int, seconds: float | None = None) -> None:
+        """Say that a claim of so many has ended and how long it took, or that it was not made."""
         with self._arrival:
             self._on_the_way -= size
-            self._claim_seconds = seconds
+            if seconds is not None:
+                self._claim_seconds = seconds
 
     # ── through the lane ─────────────────────────────────────────────────────────────────────────────────────
 

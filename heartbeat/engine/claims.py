@@ -29,7 +29,7 @@ from heartbeat.postgres.queries import Queries
 from heartbeat.settings import Settings
 from heartbeat.threads import Busy, ThreadPool
 
-_TURNS = (1, 2)
+_PERMITS = (1, 2)
 """The permits: claims that are under way at once. While one waits for its commit the other has the server's core.
 
 Measured: 11 % more no-op flows a second than with one. A third gains nothing; the processors are full. And a claim
@@ -69,10 +69,10 @@ class Claims:
         self._loop = loop
         self._async_classes = frozenset(async_classes)
         self._lanes = backlog.lanes if async_classes else (backlog.threads,)
-        self._turns: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for turn in _TURNS:
-            self._turns.put(turn)
-        self._helpers = ThreadPool("heartbeat-claim", len(_TURNS) - 1)
+        self._permits: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for permit in _PERMITS:
+            self._permits.put(permit)
+        self._helpers = ThreadPool("heartbeat-claim", len(_PERMITS) - 1)
         self.are_over = False
         """Set when the process stops, also by a signal handler: no claim begins any more."""
 
@@ -82,7 +82,7 @@ class Claims:
         helper: Future[None] | None = None
         try:
             while not (hunt.is_counted and self._must_end(hunt)):
-                size = self._claim_in_turn(hunt)
+                size = self._claim_once(hunt)
                 if not hunt.is_counted:  # there was no room for a claim to go with it
                     self._count(hunt)
                 elif size == CLAIM and helper is None:
@@ -115,7 +115,7 @@ class Claims:
 
     def _help(self, hunt: _Hunt) -> None:
         while not self._must_end(hunt):
-            self._claim_in_turn(hunt)
+            self._claim_once(hunt)
 
     def _must_end(self, hunt: _Hunt) -> bool:
         return hunt.is_over or self.are_over or time.monotonic() >= hunt.deadline
@@ -125,64 +125,65 @@ class Claims:
         hunt.tally.due = row.flows_due
         hunt.is_counted = True
 
-    def _claim_in_turn(self, hunt: _Hunt) -> int:
+    def _claim_once(self, hunt: _Hunt) -> int:
         """Claim once there is a permit and room; returns how many runs there was room for."""
         try:
-            turn = self._turns.get(timeout=_patience(hunt.deadline))
+            permit = self._permits.get(timeout=_patience(hunt.deadline))
         except queue.Empty:
             return 0
         try:
             with self._live_runs.claiming(), hunt.tally.claiming(), self._room(hunt) as (lanes, size):
                 if size:
-                    self._claim(hunt, lanes, size, turn)
+                    self._claim(hunt, lanes, size, permit)
         finally:
-            self._turns.put(turn)
+            self._permits.put(permit)
         if not size and hunt.is_counted:
             self._backlog.wait_for_room(_patience(hunt.deadline))
         return size
 
     @contextmanager
     def _room(self, hunt: _Hunt) -> Iterator[tuple[list[Lane], int]]:
-        """Choose the lanes to claim for, and how many runs; none where enough waits already.
+        """Choose the lanes to claim for, and how many runs; none where enough waits already, or nothing may be claimed.
 
         All of them in a heartbeat's first claim, which most often is its only one; then the one with most room, so that
         slow flows of one kind keep nobody waiting of the other.
         """
-        sizes = {lane: lane.reserve() for lane in hunt.lanes if self._is_ready(lane)}
+        may_claim = not self.are_over and self._keeper.lease.is_valid()
+        sizes = {lane: lane.reserve() for lane in hunt.lanes if may_claim and self._is_ready(lane)}
         lanes = [lane for lane, size in sizes.items() if size]
         if lanes and (hunt.is_counted or len(lanes) < len(hunt.lanes)):
             lanes = [max(lanes, key=lambda lane: sizes[lane])]
+        for lane in sizes.keys() - lanes:
+            lane.release(sizes[lane])
         began = time.monotonic()
         try:
             yield lanes, min((sizes[lane] for lane in lanes), default=0)
         finally:
-            for lane, size in sizes.items():
-                lane.release(size, time.monotonic() - began)
+            for lane in lanes:
+                lane.release(sizes[lane], time.monotonic() - began)
 
     def _is_ready(self, lane: Lane) -> bool:
         return self._workers.are_ready() if lane is self._backlog.threads else self._loop.is_ready()
 
-    def _claim(self, hunt: _Hunt, lanes: list[Lane], size: int, turn: int) -> None:
+    def _claim(self, hunt: _Hunt, lanes: list[Lane], size: int, permit: int) -> None:
         tally, lease = hunt.tally, self._keeper.lease
-        if self.are_over or not lease.is_valid():
-            return
         are_async = None if len(lanes) == len(hunt.lanes) else lanes[0] is self._backlog.loop
         try:
-            rows = self._claimed(hunt, lease, size, are_async, turn if size >= _LARGE else None)
+            rows = self._claimed(hunt, lease, size, are_async, permit if size >= _LARGE else None)
         except LockTimeout:
             if size < _LARGE:
                 raise
-            rows = self._claimed(
-                hunt, lease, size, are_async, None
-            )  # the permit is not worth a failed heartbeat
+            # Most likely it was the permit that another process holds, and that is not worth a failed heartbeat.
+            rows = self._claimed(hunt, lease, size, are_async, None)
         tally.claimed(len(rows))
         if len(rows) < size:
             hunt.lanes = hunt.lanes - set(lanes)  # a new set: another claim may be looking through this one
-            hunt.is_over = tally.is_exhausted = not hunt.lanes
+            if not hunt.lanes:
+                hunt.is_over = tally.is_exhausted = True
         self._begin([self._run(row, lease, tally) for row in sorted(rows)])
 
     def _claimed(
-        self, hunt: _Hunt, lease: Lease, size: int, are_async: bool | None, turn: int | None
+        self, hunt: _Hunt, lease: Lease, size: int, are_async: bool | None, permit: int | None
     ) -> list[Any]:
         """Claim, in one message with what has to come first: the count of what is due, the permit among processes."""
         tally = hunt.tally
@@ -194,13 +195,13 @@ class Claims:
             "async_classes": list(self._async_classes),
             "are_async": are_async,
         }
-        if hunt.is_counted and turn is None:
+        if hunt.is_counted and permit is None:
             return self._database.run(self._queries.claim, **parameters)
         with self._database.transaction() as conn:
             if must_count := not hunt.is_counted:
                 counted = self._queries.send(conn, "count_due", **self._of_heartbeat(tally))
-            if turn is not None:
-                self._queries.send(conn, "take_turn", turn=turn)
+            if permit is not None:
+                self._queries.send(conn, "take_permit", permit=permit)
             claimed = self._queries.send(conn, "claim", **parameters)
         if must_count:
             tally.due = counted.fetchall()[0].flows_due

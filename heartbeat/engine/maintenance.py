@@ -43,7 +43,12 @@ class Maintenance:
         self._prune_due = False
         self._pruned_at = float("-inf")
         self._thread = Repeater("maintenance", self._work)
-        self.start, self.stop = self._thread.start, self._thread.stop
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._thread.stop()
 
     def ask_to_prune(self) -> None:
         """Have history pruned soon, not more often than once in a few seconds; returns at once."""
@@ -71,8 +76,8 @@ class Maintenance:
             self.repair()
             self._forget_ended_threads()
             if self._prune_due:
+                self._prune_due = False  # before: who asks from now on means what comes to be then
                 self._prune()
-                self._prune_due = False
         except HeartbeatError as exc:
             log.warning("maintenance has to wait: %s", exc, extra={"event": "maintenance_failed"})
         interval = self._settings.runner_ttl / 3

@@ -50,7 +50,9 @@ class Recorder:
         self._waiting: deque[Outcome] = deque()
         self._unfinished: deque[Tally] = deque()
         self._thread = Repeater("recorder", self._work)
-        self.start = self._thread.start
+
+    def start(self) -> None:
+        self._thread.start()
 
     def put(self, outcome: Outcome) -> None:
         """Hand over an outcome; returns at once."""

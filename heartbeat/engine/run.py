@@ -63,27 +63,24 @@ class Run:
     and set when its end is on record.
     """
 
+    # Thousands are made a second.
     __slots__ = (
-        *(
-            "run_id",
-            "name",
-            "class_name",
-            "configuration",
-            "timeout",
-            "lease",
-            "tally",
-            "done",
-        ),
-        *(
-            "cancel",
-            "_began_at",
-            "_outcome",
-            "_connections",
-            "_body_ended",
-            "_stopping",
-            "_must_stop",
-            "_lock",
-        ),
+        "_began_at",
+        "_body_ended",
+        "_connections",
+        "_lock",
+        "_must_stop",
+        "_outcome",
+        "_stopping",
+        "cancel",
+        "class_name",
+        "configuration",
+        "done",
+        "lease",
+        "name",
+        "run_id",
+        "tally",
+        "timeout",
     )
 
     def __init__(

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def rollback(url: str, count: int = 1) -> list[str]:
 def check_reset(url: str) -> None:
     """Raise SchemaError unless an unreleased version made the schema: nothing else may be reset."""
     with translated(), psycopg.connect(bounded_conninfo(url), autocommit=True) as conn:
-        _read_history(conn, Queries()).refuse_reset()
+        _read_history(conn, _queries()).refuse_reset()
 
 
 def reset(url: str) -> list[str]:
@@ -156,7 +157,7 @@ def _backend(url: str) -> Iterator[tuple[PostgresqlPsycopgBackend, _History]]:
     so the process that holds it knows that such a row is stale.
     """
     logging.getLogger("yoyo").setLevel(logging.WARNING)
-    queries = Queries()
+    queries = _queries()
     with (
         translated(),
         psycopg.connect(bounded_conninfo(url), autocommit=True) as guard,
@@ -195,7 +196,7 @@ def _step(backend: PostgresqlPsycopgBackend, migration: Any, direction: str) -> 
 
 def _do(backend: PostgresqlPsycopgBackend, migration: Any) -> None:
     migration.process_steps(backend, "apply")
-    Queries().note_fingerprint(
+    _queries().note_fingerprint(
         backend.connection,
         migration_id=migration.id,
         fingerprint=_fingerprint(Path(migration.path)),
@@ -206,13 +207,19 @@ def _do(backend: PostgresqlPsycopgBackend, migration: Any) -> None:
 
 def _undo(backend: PostgresqlPsycopgBackend, migration: Any) -> None:
     # The note goes first: the first migration takes the table of notes along.
-    Queries().forget_fingerprint(backend.connection, migration_id=migration.id)
+    _queries().forget_fingerprint(backend.connection, migration_id=migration.id)
     migration.process_steps(backend, "rollback")
     backend.unmark_one(migration, log=False)
 
 
 def _done(direction: str) -> str:
     return "applied" if direction == "apply" else "rolled back"
+
+
+@cache
+def _queries() -> Queries:
+    """The shipped statements: a DBA's copy of `sql/` does not migrate."""
+    return Queries()
 
 
 def _migrations() -> Any:

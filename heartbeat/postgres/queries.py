@@ -37,10 +37,10 @@ class Queries:
         Raises QueryError, naming the file, for one that aiosql cannot read, and for a statement that is missing,
         defined twice, or whose parameters are not those of the shipped one.
         """
-        self._statements = _load(SHIPPED)
+        self._statements = self._shipped = _load(SHIPPED)
         if directory is not None and directory.resolve() != SHIPPED.resolve():
-            shipped, self._statements = self._statements, _load(directory)
-            _compare(shipped, self._statements, directory)
+            self._statements = _load(directory)
+            _compare(self._shipped, self._statements, directory)
         for name, statement in self._statements.items():
             setattr(self, name, statement.call)
 
@@ -67,10 +67,10 @@ class Queries:
         Raises QueryError with file, statement and Postgres's message for the first that it refuses, or whose
         columns are not the shipped one's.
         """
-        shipped = _load(SHIPPED)
         for name, statement in self._statements.items():
             columns = statement.describe(conn)
-            if name in shipped and columns != (expected := shipped[name].describe(conn)):
+            shipped = self._shipped.get(name, statement)
+            if shipped is not statement and columns != (expected := shipped.describe(conn)):
                 raise statement.error(f"returns the columns {columns}, expected {expected}")
 
 
