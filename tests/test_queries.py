@@ -462,7 +462,7 @@ def hot_statements() -> list[tuple[str, dict[str, Any]]]:
         ("answer_heartbeat", {**counts, **in_turn, "is_finished": True}),
         ("answer_heartbeat", {**counts, **in_turn, "is_finished": False}),
         ("finish_heartbeat", counts),
-        ("take_permit", {"turn": 1}),
+        ("take_permit", {"permit": 1}),
         ("claim_flow", {"name": "flow 77", "runner_id": RUNNER}),
         ("record_outcomes", outcome),
         ("record_outcomes_only", outcome),

@@ -15,7 +15,7 @@ from heartbeat.engine.lease_keeper import LeaseKeeper
 from heartbeat.engine.maintenance import Maintenance
 from heartbeat.engine.recorder import Recorder
 from heartbeat.engine.tally import Tally
-from heartbeat.errors import HeartbeatError, Stopping
+from heartbeat.errors import Stopping
 from heartbeat.models import BeatReport
 from heartbeat.postgres.database import Database
 from heartbeat.postgres.queries import Queries
@@ -72,8 +72,8 @@ class Beats:
             self._claims.claim_all(tally, claim_until)
             if not tally.wait(lambda: min(answer_by, drain_until() + RECORDING_MARGIN)):
                 self._answer(tally)
-        except HeartbeatError:
-            self._recorder.finish(tally)
+        except BaseException:
+            self._recorder.finish(tally)  # its row must end, whatever has ended this
             raise
         finally:
             self.under_way.discard(tally)
