@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from heartbeat.engine.live_runs import LiveRuns
@@ -131,6 +132,26 @@ class Recorder:
                 self._tell([outcome], set())
 
     def _write(self, batch: Sequence[Outcome]) -> None:
+        """Put a batch on record, and with the last of a heartbeat its row; then tell who waits."""
+        self._note_stuck_threads(batch)
+        ending = _tally_that_ends(batch)
+        try:
+            record = self._record(batch, ending)
+            record.written |= self._on_record([outcome for outcome in batch if outcome.is_in_doubt])
+        except HeartbeatError:
+            if ending is not None:
+                ending.refuse()
+            raise
+        self._waiting.extend(outcome for outcome in batch if outcome.run.run_id in record.locked)
+        self._tell([outcome for outcome in batch if outcome.run.run_id not in record.locked], record.written)
+        if ending is not None:
+            if record.answer is not None and len(record.written) == len(batch):
+                ending.answer(record.answer.flows_remaining, record.answer.next_due_at)
+            else:
+                ending.refuse()
+
+    def _note_stuck_threads(self, batch: Sequence[Outcome]) -> None:
+        """Keep the flows of runs whose body goes on from being started, before their ends are on record."""
         for outcome in batch:
             if outcome.body_lives:
                 self._database.run(
@@ -138,43 +159,24 @@ class Recorder:
                     run_id=outcome.run.run_id,
                     runner_id=outcome.run.lease.id,
                 )
-        ending = _tally_that_ends(batch)
-        try:
-            written, locked, answer = self._record_past_locks(batch, ending)
-            written |= self._on_record([outcome for outcome in batch if outcome.is_in_doubt])
-        except HeartbeatError:
-            if ending is not None:
-                ending.refuse()
-            raise
-        self._waiting.extend(outcome for outcome in batch if outcome.run.run_id in locked)
-        self._tell([outcome for outcome in batch if outcome.run.run_id not in locked], written)
-        if ending is not None:
-            if answer is not None and len(written) == len(batch):
-                ending.answer(answer.flows_remaining, answer.next_due_at)
-            else:
-                ending.refuse()
 
-    def _record_past_locks(
-        self, batch: Sequence[Outcome], ending: Tally | None
-    ) -> tuple[set[int], set[int], Any]:
-        """Return which runs are on record now, which are locked by another session, and the answer, if any."""
+    def _record(self, batch: Sequence[Outcome], ending: Tally | None) -> _Record:
         try:
-            written, answer = self._record(batch, ending)
+            if ending is not None:
+                return self._record_the_last(batch, ending)
+            rows = self._session.run(self._queries.record_outcomes, **_columns(batch))
+            return _Record({row.run_id for row in rows})
         except LockTimeout:
             # A flow, a run or a table is locked: what can go on record does, all the same.
             rows = self._database.run(self._queries.record_outcomes_only, **_columns(batch))
             written = {row.run_id for row in rows if row.is_ended}
-            return written, {row.run_id for row in rows} - written, None
-        return written, set(), answer
+            return _Record(written, locked={row.run_id for row in rows} - written)
 
-    def _record(self, batch: Sequence[Outcome], ending: Tally | None) -> tuple[set[int], Any]:
-        """Write outcomes, and with the last of a heartbeat its row: one message, one commit."""
-        if ending is None:
-            rows = self._session.run(self._queries.record_outcomes, **_columns(batch))
-            return {row.run_id for row in rows}, None
+    def _record_the_last(self, batch: Sequence[Outcome], ending: Tally) -> _Record:
+        """Write a heartbeat's last outcomes and its row: one message, one commit."""
+        counts = Counter(outcome.status for outcome in batch)
         with self._session.transaction() as conn:
             recorded = self._queries.send(conn, "record_outcomes", **_columns(batch))
-            counts = Counter(outcome.status for outcome in batch)
             answered = self._queries.send(
                 conn,
                 "answer_heartbeat",
@@ -187,7 +189,7 @@ class Recorder:
                 first_turn=ending.first_turn,
                 run_tolerance=self._settings.run_tolerance,
             )
-        return {row.run_id for row in recorded}, answered.fetchone()
+        return _Record({row.run_id for row in recorded}, answer=answered.fetchone())
 
     def _on_record(self, doubtful: Sequence[Outcome]) -> set[int]:
         """Return which of these an earlier attempt has recorded, although its answer never arrived."""
@@ -236,6 +238,15 @@ class Recorder:
                 return _RETRY
             self._unfinished.remove(tally)
         return None
+
+
+@dataclass(slots=True)
+class _Record:
+    """What became of a batch: the runs that are on record, those that are locked, and a heartbeat's answer."""
+
+    written: set[int]
+    locked: set[int] = field(default_factory=set)
+    answer: Any = None
 
 
 def _tally_that_ends(batch: Sequence[Outcome]) -> Tally | None:
