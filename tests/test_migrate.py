@@ -16,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 
 from heartbeat import DatabaseUnavailable, Heartbeat, SchemaError
-from heartbeat.postgres import migrate
+from heartbeat.postgres import migrate, schema
 from heartbeat.postgres.embedded import EmbeddedServer
 from heartbeat.postgres.migrate import rollback, upgrade
 from tests.support import schema_snapshot
@@ -35,8 +35,8 @@ def applied(url: str) -> list[str]:
 def migrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the project's migrations, used in their place, that a test may add to."""
     copy = tmp_path / "migrations"
-    shutil.copytree(migrate.DIRECTORY, copy)
-    monkeypatch.setattr(migrate, "DIRECTORY", copy)
+    shutil.copytree(schema.DIRECTORY, copy)
+    monkeypatch.setattr(schema, "DIRECTORY", copy)
     return copy
 
 
@@ -48,7 +48,7 @@ def test_every_migration_is_applied_in_order_and_only_once(empty_database_url: s
 
 
 def test_every_migration_has_its_rollback_and_opens_with_why() -> None:
-    files = sorted(migrate.DIRECTORY.glob("*.sql"))
+    files = sorted(schema.DIRECTORY.glob("*.sql"))
     forward = [file for file in files if not file.name.endswith(".rollback.sql")]
     assert len(files) == 2 * len(forward)
     for file in forward:
@@ -96,7 +96,7 @@ def test_a_lock_row_left_by_a_process_that_died_is_no_obstacle(db: Conn, databas
 def test_one_that_died_between_a_migration_and_its_note_is_no_obstacle(
     empty_database_url: str, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    names = sorted(file.stem for file in migrate.DIRECTORY.glob("*.sql") if "rollback" not in file.name)
+    names = sorted(file.stem for file in schema.DIRECTORY.glob("*.sql") if "rollback" not in file.name)
     note = PostgresqlPsycopgBackend.mark_one
 
     def die(self: PostgresqlPsycopgBackend, migration: object, log: bool = True) -> None:
@@ -247,7 +247,7 @@ def test_a_reset_drops_all_of_it_and_makes_the_schema_anew(
 
 def test_what_a_reset_drops_is_all_that_the_migrations_make(db: Conn) -> None:
     with db.transaction():
-        db.execute((migrate.DIRECTORY / "reset" / "drop-everything.sql").read_text("utf-8"))
+        db.execute((schema.DIRECTORY / "reset" / "drop-everything.sql").read_text("utf-8"))
     assert (
         db.execute(
             "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relname !~ 'yoyo' "

@@ -16,8 +16,8 @@ import pytest
 
 import heartbeat
 from heartbeat import Heartbeat, QueryError
-from heartbeat.postgres.migrate import DIRECTORY
 from heartbeat.postgres.queries import SHIPPED, Queries
+from heartbeat.postgres.schema import DIRECTORY
 from tests.support import postgres
 from tests.support.flow_classes import Noop
 from tests.support.rows import Conn, add_flow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,16 +18,13 @@ from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
 
 from heartbeat.errors import SchemaError
+from heartbeat.postgres import schema
 from heartbeat.postgres.connections import bounded_conninfo
 from heartbeat.postgres.errors import translated
 from heartbeat.postgres.queries import Queries
+from heartbeat.postgres.schema import History, fingerprint, read_history
 
-_PACKAGE = Path(__file__).parents[1]
-
-DIRECTORY = _PACKAGE / "migrations" if (_PACKAGE / "migrations").is_dir() else _PACKAGE.parent / "migrations"
-"""Inside the package in a wheel, beside it in a checkout."""
-
-_RESET = DIRECTORY / "reset" / "drop-everything.sql"
+_RESET = schema.DIRECTORY / "reset" / "drop-everything.sql"
 
 
 def upgrade(url: str) -> list[str]:
@@ -53,7 +49,7 @@ def rollback(url: str, count: int = 1) -> list[str]:
 def check_reset(url: str) -> None:
     """Raise SchemaError unless an unreleased version made the schema: nothing else may be reset."""
     with translated(), psycopg.connect(bounded_conninfo(url), autocommit=True) as conn:
-        _read_history(conn, _queries()).refuse_reset()
+        read_history(conn, _queries()).refuse_reset()
 
 
 def reset(url: str) -> list[str]:
@@ -72,85 +68,8 @@ def reset(url: str) -> list[str]:
         return _apply(backend)
 
 
-def check_schema(conn: psycopg.Connection[Any], queries: Queries) -> None:
-    """Raise SchemaError unless the database has exactly the migrations that this version knows."""
-    found = _read_history(conn, queries)
-    if not found.applied:
-        raise SchemaError("the database has no schema yet: run `heartbeat migrate`")
-    found.refuse_unreleased()
-    if found.missing:
-        raise SchemaError(
-            f"the schema is older than this version (it lacks {found.missing[0]}): run `heartbeat migrate`"
-        )
-    if found.unknown:
-        raise SchemaError(
-            f"the schema is newer than this version (it has {found.unknown[-1]}): upgrade data-flow-heartbeat, "
-            f"or undo it with the newer version's `heartbeat migrate --rollback {len(found.unknown)}`"
-        )
-
-
-class _History:
-    """Which migrations a database has had, against those that this version knows."""
-
-    def __init__(self, applied: set[str], notes: list[Any]) -> None:
-        """`notes` are the rows of data_flow_schema."""
-        known = _fingerprints()
-        noted = {note.migration_id: note.fingerprint for note in notes}
-        self.applied = applied
-        self.missing = sorted(known.keys() - applied)
-        self.unknown = sorted(applied - known.keys())
-        self._ours = applied & (known.keys() | noted.keys())
-        self._was_released = any(int(note.version.split(".")[0]) >= 1 for note in notes)
-        # A host's own migrations may stand in the same table; they are none of ours, and not noted.
-        diverged = bool(self.missing and noted.keys() - known.keys())
-        self._is_another = diverged or any(noted.get(id) != known[id] for id in applied & known.keys())
-
-    def refuse_unreleased(self) -> None:
-        """Raise SchemaError where the schema has the right migrations in another wording, or others altogether."""
-        if self._is_another and not self._was_released:
-            raise SchemaError(
-                "the schema was made by an unreleased version and cannot be upgraded: "
-                "`heartbeat migrate --reset` drops it with all that it holds and makes it anew"
-            )
-
-    def refuse_reset(self) -> None:
-        """Raise SchemaError where a reset would drop what can be kept."""
-        if not self._ours:
-            raise SchemaError("the database has no schema of ours to reset: run `heartbeat migrate`")
-        if not self._is_another:
-            raise SchemaError("there is nothing to reset: the schema is this version's")
-        if self._was_released:
-            raise SchemaError("a released version made the schema: it is upgraded, never reset")
-
-
-def _read_history(conn: psycopg.Connection[Any], queries: Queries) -> _History:
-    try:
-        applied = {row.migration_id for row in queries.applied_migrations(conn)}
-    except pg.UndefinedTable:
-        return _History(set(), [])
-    try:
-        return _History(applied, queries.schema_fingerprints(conn) if applied else [])
-    except pg.UndefinedTable:
-        return _History(applied, [])
-
-
-def _fingerprints() -> dict[str, str]:
-    """Return the migrations' ids with the SHA-256 of their texts; a comment or a blank line makes no difference."""
-    return {file.stem: _fingerprint(file) for file in _forward_files()}
-
-
-def _forward_files() -> list[Path]:
-    return [file for file in sorted(DIRECTORY.glob("*.sql")) if not file.name.endswith(".rollback.sql")]
-
-
-def _fingerprint(file: Path) -> str:
-    lines = (line.rstrip() for line in file.read_text("utf-8").splitlines())
-    code = "\n".join(line for line in lines if line and not line.lstrip().startswith("--"))
-    return hashlib.sha256(code.encode()).hexdigest()
-
-
 @contextmanager
-def _backend(url: str) -> Iterator[tuple[PostgresqlPsycopgBackend, _History]]:
+def _backend(url: str) -> Iterator[tuple[PostgresqlPsycopgBackend, History]]:
     """Connect yoyo while no other process migrates, and read what the database has had.
 
     yoyo's own lock is a row, which a killed process leaves behind. The advisory lock goes with its connection,
@@ -168,7 +87,7 @@ def _backend(url: str) -> Iterator[tuple[PostgresqlPsycopgBackend, _History]]:
         backend.break_lock()
         backend.ensure_internal_schema_updated()
         with backend.lock():
-            yield backend, _read_history(guard, queries)
+            yield backend, read_history(guard, queries)
 
 
 def _apply(backend: PostgresqlPsycopgBackend) -> list[str]:
@@ -199,7 +118,7 @@ def _do(backend: PostgresqlPsycopgBackend, migration: Any) -> None:
     _queries().note_fingerprint(
         backend.connection,
         migration_id=migration.id,
-        fingerprint=_fingerprint(Path(migration.path)),
+        fingerprint=fingerprint(Path(migration.path)),
         version=version("data-flow-heartbeat"),
     )
     backend.mark_one(migration, log=False)
@@ -223,7 +142,7 @@ def _queries() -> Queries:
 
 
 def _migrations() -> Any:
-    return yoyo.read_migrations(str(DIRECTORY))
+    return yoyo.read_migrations(str(schema.DIRECTORY))
 
 
 def _yoyo_uri(url: str) -> DatabaseURI:
