@@ -1,4 +1,4 @@
-"""Claims: large ones of several processes take turns, and no turn is worth a failed heartbeat."""
+"""Claims: large ones of several processes wait for a permit, and none is worth a failed heartbeat."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ class Quick(DataFlow):
 
 
 @pytest.fixture
-def turns(database_url: str) -> Iterator[Conn]:
-    """Another process that holds every turn, until its transaction ends."""
+def permits(database_url: str) -> Iterator[Conn]:
+    """Another process that holds every permit, until its transaction ends."""
     with psycopg.connect(database_url) as other:
-        for turn in (1, 2):
-            other.execute("SELECT pg_advisory_xact_lock(hashtext('data-flow-heartbeat claims'), %s)", [turn])
+        for permit in (1, 2):
+            other.execute(
+                "SELECT pg_advisory_xact_lock(hashtext('data-flow-heartbeat claims'), %s)", [permit]
+            )
         yield other
 
 
-def waiting_for_a_turn(db: Conn) -> int:
+def waiting_for_a_permit(db: Conn) -> int:
     return int(
         db.execute(
             "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted "
@@ -37,30 +39,30 @@ def waiting_for_a_turn(db: Conn) -> int:
     )
 
 
-def test_a_large_claim_waits_for_its_turn_and_goes_on_when_it_comes(
-    db: Conn, database_url: str, turns: Conn
+def test_a_large_claim_waits_for_a_permit_and_goes_on_when_there_is_one(
+    db: Conn, database_url: str, permits: Conn
 ) -> None:
     add_flows(db, "quick", 300, of_class("Quick"))
     with Heartbeat(flows=[Quick], database_url=database_url, async_concurrency=300) as hb:
         beat = Background(hb.beat)
-        wait_until(lambda: waiting_for_a_turn(db), what="the claim to wait")
-        turns.rollback()
+        wait_until(lambda: waiting_for_a_permit(db), what="the claim to wait")
+        permits.rollback()
         assert beat.result().flows_succeeded == 300
 
 
-def test_a_turn_that_somebody_keeps_fails_no_heartbeat(db: Conn, database_url: str, turns: Conn) -> None:
+def test_permits_that_somebody_keeps_fail_no_heartbeat(db: Conn, database_url: str, permits: Conn) -> None:
     add_flows(db, "quick", 300, of_class("Quick"))
     with Heartbeat(flows=[Quick], database_url=database_url, async_concurrency=300) as hb:
         report = hb.beat()
         assert (report.flows_due, report.flows_succeeded, report.flows_remaining) == (300, 300, 0)
 
 
-def test_a_small_claim_waits_for_no_turn(db: Conn, database_url: str, turns: Conn) -> None:
+def test_a_small_claim_waits_for_no_permit(db: Conn, database_url: str, permits: Conn) -> None:
     add_flows(db, "noop", 10, of_class("Noop"))
     with Heartbeat(flows=[Noop], database_url=database_url) as hb:
         begin = time.monotonic()
         assert hb.beat().flows_succeeded == 10
-        assert time.monotonic() - begin < 1.5, "less than a turn is waited for"
+        assert time.monotonic() - begin < 1.5, "less than a permit is waited for"
 
 
 def test_processes_that_claim_much_at_once_run_each_flow_once(db: Conn, database_url: str) -> None:
