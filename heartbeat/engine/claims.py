@@ -168,7 +168,7 @@ class Claims:
 
     def _claim(self, hunt: _Hunt, lanes: list[Lane], size: int, permit: int) -> None:
         tally, lease = hunt.tally, self._keeper.lease
-        are_async = None if len(lanes) == len(hunt.lanes) else lanes[0] is self._backlog.loop
+        are_async = None if len(lanes) == len(self._lanes) else lanes[0] is self._backlog.loop
         try:
             rows = self._claimed(hunt, lease, size, are_async, permit if size >= _LARGE else None)
         except LockTimeout:
@@ -181,6 +181,7 @@ class Claims:
             hunt.lanes = hunt.lanes - set(lanes)  # a new set: another claim may be looking through this one
             if not hunt.lanes:
                 hunt.is_over = tally.is_exhausted = True
+                self._backlog.wake_claimers()
         self._begin([self._run(row, lease, tally) for row in sorted(rows)])
 
     def _claimed(

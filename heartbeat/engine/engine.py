@@ -26,6 +26,7 @@ from heartbeat.engine.run import Interrupted, Outcome
 from heartbeat.engine.stuck import Stuck
 from heartbeat.engine.watch import Watch
 from heartbeat.engine.workers import Workers
+from heartbeat.errors import Stopping
 from heartbeat.flows import Registry
 from heartbeat.models import BeatReport
 from heartbeat.postgres.database import Database
@@ -126,6 +127,9 @@ class Engine:
         self._recorder.stop()
         self._backlog.close()
         self._loop.stop()
+        for run in self._live_runs:
+            if run.done is not None:  # nobody else will say how it ended
+                run.done.set_exception(Stopping("the process stopped before the run's end could be recorded"))
         if self._live_runs:
             log.error(
                 "%d runs could not be recorded; a later heartbeat finds this runner dead and fails them",

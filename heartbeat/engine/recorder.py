@@ -82,6 +82,7 @@ class Recorder:
             if len(self._live_runs) - len(self._waiting) > _MANY:
                 self._thread.pause(_GATHER)
             self._write_until_written(self._take())
+            self._finish_heartbeats()  # also while outcomes whose rows are locked come back again and again
         return self._finish_heartbeats()
 
     def _take(self) -> list[Outcome]:

@@ -267,7 +267,9 @@ class Session(Statements):
             self._conn = self._database.connect(*self._scripts)
         try:
             yield self._conn
-        except psycopg.OperationalError:
+        except pg.LockNotAvailable:
+            raise
+        except (psycopg.OperationalError, DatabaseUnavailable):
             self.close()  # in whatever state it is
             raise
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
+import psycopg
+
 from heartbeat.postgres.connections import Connection
 from heartbeat.postgres.errors import translated
 
@@ -38,8 +40,13 @@ class Statements(ABC):
 
         They travel in one message, and so cost one round trip, unless the rows of one are read within the block.
         """
-        with translated(), self._lent() as conn, self.bounded(conn, STATEMENT_TIMEOUT), conn.pipeline():
-            yield conn
+        with translated(), self._lent() as conn:
+            try:
+                with self.bounded(conn, STATEMENT_TIMEOUT), conn.pipeline():
+                    yield conn
+            except psycopg.Error:
+                conn.close()  # psycopg takes for prepared what a message that was aborted has never parsed
+                raise
 
     @abstractmethod
     def _lent(self) -> AbstractContextManager[Connection]:
