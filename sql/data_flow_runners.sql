@@ -16,10 +16,18 @@ WHERE id = :runner_id::uuid;
 DELETE FROM data_flow_runners WHERE id = :runner_id::uuid;
 
 -- name: remove_dead_runners(runner_ttl)!
--- Forget runners that are dead and have no live run. Run it after fail_runs_of_dead_runners.
+-- Forget runners that are dead and have no live run. Run it after fail_runs_of_dead_runners. One whose row is locked
+-- waits for the next time: no heartbeat may wait for whoever looks at it.
+WITH dead AS MATERIALIZED (
+    SELECT runner.id
+    FROM data_flow_runners AS runner
+    WHERE data_flow_runner_is_dead(runner.last_seen_at, :runner_ttl::float8)
+        AND NOT EXISTS (
+            SELECT FROM data_flow_runs AS run
+            WHERE run.status = 'in_progress' AND run.runner_id = runner.id
+        )
+    FOR UPDATE SKIP LOCKED
+)
 DELETE FROM data_flow_runners AS runner
-WHERE data_flow_runner_is_dead(runner.last_seen_at, :runner_ttl::float8)
-    AND NOT EXISTS (
-        SELECT FROM data_flow_runs AS run
-        WHERE run.status = 'in_progress' AND run.runner_id = runner.id
-    );
+USING dead
+WHERE runner.id = dead.id;

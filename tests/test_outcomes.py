@@ -326,6 +326,23 @@ def test_large_outcomes_of_many_flows_are_all_recorded(db: Conn, database_url: s
     ).fetchone() == (30,)
 
 
+def test_any_text_is_recorded_whatever_encoding_a_database_asks_of_its_sessions(
+    db: Conn, database_url: str
+) -> None:
+    db.execute(f"ALTER DATABASE {db.info.dbname} SET client_encoding = 'LATIN1'")
+    flows = [
+        flow_class("Fails", raising(lambda: ValueError("日本語"))),
+        flow_class("Works", lambda self: "日本語"),
+    ]
+    for flow in flows:
+        add_flow(db, flow.__name__)
+    with Heartbeat(flows=flows, database_url=database_url) as hb:
+        report = hb.beat()
+    assert (report.flows_succeeded, report.flows_failed) == (1, 1)
+    assert runs_of(db, "Fails")[0].error == "ValueError: 日本語"
+    assert runs_of(db, "Works")[0].result == "日本語"
+
+
 def test_an_outcome_that_the_database_refuses_costs_no_other_its_record(db: Conn, database_url: str) -> None:
     db.execute("ALTER TABLE data_flow_runs ADD CONSTRAINT no_sevens CHECK (result <> '7')")
     for number in range(10):

@@ -7,15 +7,14 @@ claiming threads and the recorder write too; heartbeats are added to `under_way`
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
-from heartbeat.engine.claims import STOPPING, Claims
+from heartbeat.engine.claims import Claims
+from heartbeat.engine.drain import Drain
 from heartbeat.engine.lease_keeper import LeaseKeeper
 from heartbeat.engine.maintenance import Maintenance
 from heartbeat.engine.recorder import Recorder
 from heartbeat.engine.tally import Tally
-from heartbeat.errors import Stopping
 from heartbeat.models import BeatReport
 from heartbeat.postgres.database import Database
 from heartbeat.postgres.queries import Queries
@@ -33,6 +32,8 @@ class Beats:
         settings: Settings,
         database: Database,
         queries: Queries,
+        *,
+        drain: Drain,
         keeper: LeaseKeeper,
         maintenance: Maintenance,
         claims: Claims,
@@ -41,22 +42,20 @@ class Beats:
         self._settings = settings
         self._database = database
         self._queries = queries
+        self._drain = drain
         self._keeper = keeper
         self._maintenance = maintenance
         self._claims = claims
         self._recorder = recorder
         self.under_way: set[Tally] = set()
 
-    def take(
-        self, client_ip: str | None, *, until_all_ended: bool, drain_until: Callable[[], float]
-    ) -> BeatReport:
+    def take(self, client_ip: str | None, *, until_all_ended: bool) -> BeatReport:
         """Claim and run what is due, and return the counts.
 
         Claims for at most the time budget, and returns by then too, unless told to wait for the last run's end.
         Raises Stopping and DatabaseUnavailable; what was claimed by then runs on and is recorded.
         """
-        if self._claims.are_over:
-            raise Stopping(STOPPING)
+        self._drain.refuse()
         claim_until = time.monotonic() + self._settings.time_budget
         answer_by = float("inf") if until_all_ended else claim_until
         opened = self._open(client_ip)
@@ -70,7 +69,7 @@ class Beats:
             if opened.needs_repair:
                 self._maintenance.repair()  # flows of the dead may be due now
             self._claims.claim_all(tally, claim_until)
-            if not tally.wait(lambda: min(answer_by, drain_until() + RECORDING_MARGIN)):
+            if not tally.wait(lambda: min(answer_by, self._drain.until + RECORDING_MARGIN)):
                 self._answer(tally)
         except BaseException:
             self._recorder.finish(tally)  # its row must end, whatever has ended this

@@ -27,6 +27,7 @@ class Bodies:
 
     def make(self, run: Run) -> DataFlow:
         """Make a run's flow, ready for `run()`. Whatever this raises is the run's failure."""
+        _require_wanted(run)
         if not run.lease.is_valid():
             raise Interrupted("this process could not renew its lease in time and did not begin the run")
         try:
@@ -36,9 +37,13 @@ class Bodies:
         flow = self._registry.find(run.name, configuration)(configuration)
         connect: Callable[[], Any] = lambda: run.borrow(self.connections)  # noqa: E731 -- bound to this run
         DataFlow._bind(flow, run.name, run.run_id, configuration, connect, run.stopping)
-        if run.is_decided:  # while it was made
-            raise Interrupted("the run was given up before run() was called")
+        _require_wanted(run)  # its own __init__ may have taken long
         return flow
+
+
+def _require_wanted(run: Run) -> None:
+    if run.is_decided:
+        raise Interrupted("the run was given up before run() was called")
 
 
 def success(run: Run, result: Any) -> Outcome:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from heartbeat.engine.backlog import CLAIM, Backlog, Lane
+from heartbeat.engine.drain import Drain
 from heartbeat.engine.eventloop import EventLoop
 from heartbeat.engine.lease import Lease
 from heartbeat.engine.lease_keeper import LeaseKeeper
@@ -23,7 +24,7 @@ from heartbeat.engine.live_runs import LiveRuns
 from heartbeat.engine.run import Outcome, Run
 from heartbeat.engine.tally import Tally
 from heartbeat.engine.workers import Workers
-from heartbeat.errors import AlreadyRunning, FlowNotFound, LockTimeout, Stopping
+from heartbeat.errors import AlreadyRunning, FlowNotFound, LockTimeout
 from heartbeat.postgres.database import Database
 from heartbeat.postgres.queries import Queries
 from heartbeat.settings import Settings
@@ -52,6 +53,8 @@ class Claims:
         settings: Settings,
         database: Database,
         queries: Queries,
+        *,
+        drain: Drain,
         live_runs: LiveRuns,
         keeper: LeaseKeeper,
         backlog: Backlog,
@@ -62,6 +65,7 @@ class Claims:
         self._settings = settings
         self._database = database
         self._queries = queries
+        self._drain = drain
         self._live_runs = live_runs
         self._keeper = keeper
         self._backlog = backlog
@@ -73,8 +77,6 @@ class Claims:
         for permit in _PERMITS:
             self._permits.put(permit)
         self._helpers = ThreadPool("heartbeat-claim", len(_PERMITS) - 1)
-        self.are_over = False
-        """Set when the process stops, also by a signal handler: no claim begins any more."""
 
     def claim_all(self, tally: Tally, deadline: float) -> None:
         """Count what is due, claim it until nothing is left, or a time of `time.monotonic()`, and have it run."""
@@ -102,8 +104,7 @@ class Claims:
         Raises FlowNotFound, AlreadyRunning, Stopping, DatabaseUnavailable.
         """
         with self._live_runs.claiming():
-            if self.are_over:
-                raise Stopping(STOPPING)
+            self._drain.refuse()
             lease = self._keeper.lease
             row = self._database.run(self._queries.claim_flow, name=name, runner_id=lease.id)
             if row is None:
@@ -118,7 +119,7 @@ class Claims:
             self._claim_once(hunt)
 
     def _must_end(self, hunt: _Hunt) -> bool:
-        return hunt.is_over or self.are_over or time.monotonic() >= hunt.deadline
+        return hunt.is_over or self._drain.has_begun or time.monotonic() >= hunt.deadline
 
     def _count(self, hunt: _Hunt) -> None:
         row = self._database.run(self._queries.count_due, **self._of_heartbeat(hunt.tally))[0]
@@ -148,7 +149,7 @@ class Claims:
         All of them in a heartbeat's first claim, which most often is its only one; then the one with most room, so that
         slow flows of one kind keep nobody waiting of the other.
         """
-        may_claim = not self.are_over and self._keeper.lease.is_valid()
+        may_claim = not self._drain.has_begun and self._keeper.lease.is_valid()
         sizes = {lane: lane.reserve() for lane in hunt.lanes if may_claim and self._is_ready(lane)}
         lanes = [lane for lane, size in sizes.items() if size]
         if lanes and (hunt.is_counted or len(lanes) < len(hunt.lanes)):
@@ -167,7 +168,7 @@ class Claims:
 
     def _claim(self, hunt: _Hunt, lanes: list[Lane], size: int, permit: int) -> None:
         tally, lease = hunt.tally, self._keeper.lease
-        are_async = None if len(lanes) == len(hunt.lanes) else lanes[0] is self._backlog.loop
+        are_async = None if len(lanes) == len(self._lanes) else lanes[0] is self._backlog.loop
         try:
             rows = self._claimed(hunt, lease, size, are_async, permit if size >= _LARGE else None)
         except LockTimeout:
@@ -180,6 +181,7 @@ class Claims:
             hunt.lanes = hunt.lanes - set(lanes)  # a new set: another claim may be looking through this one
             if not hunt.lanes:
                 hunt.is_over = tally.is_exhausted = True
+                self._backlog.wake_claimers()
         self._begin([self._run(row, lease, tally) for row in sorted(rows)])
 
     def _claimed(
@@ -250,8 +252,6 @@ class _Hunt:
 def _patience(deadline: float) -> float:
     return min(max(deadline - time.monotonic(), 0), _LOOK)
 
-
-STOPPING = "the service is stopping; it starts nothing any more"
 
 _STUCK = (
     "data flow {!r} has timed out and its thread has not ended; "

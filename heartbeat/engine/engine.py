@@ -16,6 +16,7 @@ from heartbeat.engine.backlog import Backlog
 from heartbeat.engine.beat import RECORDING_MARGIN, Beats
 from heartbeat.engine.body import Bodies
 from heartbeat.engine.claims import Claims
+from heartbeat.engine.drain import Drain
 from heartbeat.engine.eventloop import EventLoop
 from heartbeat.engine.lease_keeper import LeaseKeeper
 from heartbeat.engine.live_runs import LiveRuns
@@ -25,6 +26,7 @@ from heartbeat.engine.run import Interrupted, Outcome
 from heartbeat.engine.stuck import Stuck
 from heartbeat.engine.watch import Watch
 from heartbeat.engine.workers import Workers
+from heartbeat.errors import Stopping
 from heartbeat.flows import Registry
 from heartbeat.models import BeatReport
 from heartbeat.postgres.database import Database
@@ -48,7 +50,7 @@ class Engine:
     ) -> None:
         self._settings = settings
         self._deadlines = deadlines
-        self._drain_until = float("inf")
+        self._drain = Drain()
         self._is_interrupted = False
         shared = (settings, database, queries)
         self._live_runs = LiveRuns()
@@ -63,14 +65,22 @@ class Engine:
         self._watch = Watch(self._backlog, self._workers, self._loop, self._recorder, self._stuck)
         self._claims = Claims(
             *shared,
-            self._live_runs,
-            self._keeper,
-            self._backlog,
-            self._workers,
-            self._loop,
-            registry.async_classes,
+            drain=self._drain,
+            live_runs=self._live_runs,
+            keeper=self._keeper,
+            backlog=self._backlog,
+            workers=self._workers,
+            loop=self._loop,
+            async_classes=registry.async_classes,
         )
-        self._beats = Beats(*shared, self._keeper, self._maintenance, self._claims, self._recorder)
+        self._beats = Beats(
+            *shared,
+            drain=self._drain,
+            keeper=self._keeper,
+            maintenance=self._maintenance,
+            claims=self._claims,
+            recorder=self._recorder,
+        )
 
     @property
     def stuck_threads(self) -> int:
@@ -87,9 +97,7 @@ class Engine:
 
     def beat(self, client_ip: str | None = None, *, until_all_ended: bool = False) -> BeatReport:
         """Claim and run what is due, and return the counts: see `Beats.take`."""
-        return self._beats.take(
-            client_ip, until_all_ended=until_all_ended, drain_until=lambda: self._drain_until
-        )
+        return self._beats.take(client_ip, until_all_ended=until_all_ended)
 
     def run_now(self, name: str) -> Outcome:
         """Run one flow in this process, whatever its schedule says, and return how it ended, once on record.
@@ -104,15 +112,13 @@ class Engine:
 
     def stop_claiming(self, *, now: bool = False) -> None:
         """Claim no more and start the drain's clock, or end it now. Safe in a signal handler."""
-        drain = 0.0 if now else self._settings.drain_timeout
-        self._drain_until = min(self._drain_until, time.monotonic() + drain)
-        self._claims.are_over = True
+        self._drain.begin(0.0 if now else self._settings.drain_timeout)
 
     def close(self) -> None:
         """Give running flows the drain's time, record the rest as interrupted, and unregister."""
         self.stop_claiming()
         self._live_runs.await_claims()  # there will be no other
-        _wait(lambda: not self._live_runs.undecided, lambda: self._drain_until)
+        _wait(lambda: not self._live_runs.undecided, lambda: self._drain.until)
         self._interrupt()
         recorded_by = time.monotonic() + RECORDING_MARGIN
         _wait(self._is_all_recorded, lambda: recorded_by)
@@ -121,6 +127,9 @@ class Engine:
         self._recorder.stop()
         self._backlog.close()
         self._loop.stop()
+        for run in self._live_runs:
+            if run.done is not None:  # nobody else will say how it ended
+                run.done.set_exception(Stopping("the process stopped before the run's end could be recorded"))
         if self._live_runs:
             log.error(
                 "%d runs could not be recorded; a later heartbeat finds this runner dead and fails them",
@@ -131,11 +140,11 @@ class Engine:
 
     def _look_at_drain(self) -> None:
         """Ask flows to stop once nothing is claimed any more, and interrupt them when the drain's time is up."""
-        if not self._claims.are_over:
+        if not self._drain.has_begun:
             return
         for run in self._live_runs:
             run.ask_to_stop()
-        if time.monotonic() >= self._drain_until and not self._is_interrupted:
+        if self._drain.is_over and not self._is_interrupted:
             self._interrupt()
 
     def _interrupt(self) -> None:

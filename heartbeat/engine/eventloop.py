@@ -38,18 +38,20 @@ class EventLoop:
         self._stuck = stuck
         self._lock = threading.Lock()
         self._current: _Loop | None = None
+        self._is_stopped = False
 
     def is_ready(self) -> bool:
         """Whether there is a loop, and one is started where there is none: without, nothing async may be claimed."""
         try:
-            self._running_loop()
-        except RuntimeError:  # the system has no thread to give
+            with self._lock:
+                self._running_loop()
+        except RuntimeError:  # the system has no thread to give, or no file
             return False
         return True
 
     def wake(self) -> None:
         """Have the loop begin what waits. Where there can be none now, the watch asks again."""
-        with suppress(RuntimeError):
+        with suppress(RuntimeError), self._lock:
             loop = self._running_loop()
             loop.call(lambda: self._begin_waiting(loop))
 
@@ -58,9 +60,10 @@ class EventLoop:
 
         Raises RuntimeError where there is no loop and the system has no thread for one.
         """
-        loop = self._running_loop()
-        self._lane.active.add(run)
-        loop.call(lambda: self._begin(loop, run, work))
+        with self._lock:  # a loop that is abandoned has what was handed to it before
+            loop = self._running_loop()
+            self._lane.active.add(run)
+            loop.call(lambda: self._begin(loop, run, work))
 
     def look(self) -> None:
         """Replace a loop that a flow blocks; the runs that it has begun stay on it."""
@@ -77,14 +80,17 @@ class EventLoop:
         """Stop the loop; what still runs on it is cancelled."""
         with self._lock:
             loop, self._current = self._current, None
+            self._is_stopped = True
         if loop is not None:
             loop.stop()
 
     def _running_loop(self) -> _Loop:
-        with self._lock:
-            if self._current is None:
-                self._current = _Loop()
-            return self._current
+        """Return the current loop, started where there is none. Under the lock only. Raises RuntimeError."""
+        if self._is_stopped:
+            raise RuntimeError("the event loop has been stopped")
+        if self._current is None:
+            self._current = _Loop()
+        return self._current
 
     # ── on the loop's thread ─────────────────────────────────────────────────────────────────────────────────
 
@@ -126,7 +132,10 @@ class _Loop:
     """One asyncio loop with its thread, which ends when it is told to, or was abandoned and has no work left."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
+        try:
+            self._loop = asyncio.new_event_loop()
+        except OSError as exc:  # no more files
+            raise RuntimeError(f"no event loop can be made: {exc}") from exc
         self._tasks: set[asyncio.Task[None]] = set()
         self._must_end = False
         self._is_abandoned = False
@@ -153,8 +162,8 @@ class _Loop:
         task = asyncio.current_task()
         if task is not None:
             self._tasks.discard(task)
-        if self._is_abandoned and not self._tasks:
-            self._end()
+        if self._is_abandoned:
+            self._end_when_idle()
 
     def is_blocked(self) -> bool:
         """Ask whether it lives, now and then; True where it has not answered for a while."""
@@ -169,10 +178,14 @@ class _Loop:
     def abandon(self) -> None:
         """Leave it to the flow that blocks it: it ends with its last run."""
         self._is_abandoned = True
-        self.call(lambda: None if self._tasks else self._end())
+        self._end_when_idle()
 
     def stop(self) -> None:
         self.call(self._end)
+
+    def _end_when_idle(self) -> None:
+        """End it if it has no task, once what was handed to it before has had its turn."""
+        self.call(lambda: None if self._tasks else self._end())
 
     def _answer(self) -> None:
         self._asked_at = None

@@ -83,13 +83,17 @@ class LeaseKeeper:
             "runner %s was given up for dead; its runs write nothing any more, and this process begins anew",
             lease.id, extra={"event": "lease_lost"},
         )  # fmt: skip
+        lease.renewed(float("-inf"))  # what waits under it must not begin
         for run in self._live_runs:
             run.ask_to_stop()
         self._register(self._session.run)
 
     def _fail_lost_runs(self, lease: Lease) -> None:
         """Fail runs that were claimed for this runner by a statement whose answer never arrived."""
-        unknown = self._live_runs.unknown(self._live_run_ids(lease))
+        live = self._live_run_ids(lease)
+        if not live:
+            return
+        unknown = self._live_runs.unknown(live)
         # Unknown, and still live when asked again: not one that was recorded in between.
         lost = sorted(unknown & self._live_run_ids(lease)) if unknown else []
         if not lost:

@@ -82,6 +82,7 @@ class Recorder:
             if len(self._live_runs) - len(self._waiting) > _MANY:
                 self._thread.pause(_GATHER)
             self._write_until_written(self._take())
+            self._finish_heartbeats()  # also while outcomes whose rows are locked come back again and again
         return self._finish_heartbeats()
 
     def _take(self) -> list[Outcome]:
@@ -108,7 +109,7 @@ class Recorder:
                     log.warning("%d outcomes wait for the database: %s", len(batch), exc)
                     warned = True
                 self._thread.pause(_RETRY)
-            except HeartbeatError:
+            except Exception:  # whatever it is, no outcome may be lost to another's
                 log.exception("a batch of %d outcomes was refused; recording them one by one", len(batch))
                 for outcome in batch:
                     self._write_alone(outcome)
@@ -122,12 +123,12 @@ class Recorder:
         except DatabaseUnavailable:
             _doubt([outcome])
             self._waiting.append(outcome)
-        except HeartbeatError as exc:
+        except Exception as exc:  # noqa: BLE001 -- its type is in the record
             outcome.status, outcome.result, outcome.backtrace = "failed", None, None
             outcome.error = f"the outcome could not be recorded: {type(exc).__name__}"
             try:
                 self._write([outcome])
-            except HeartbeatError:
+            except Exception:
                 log.exception("run %d cannot be recorded at all", outcome.run.run_id)
                 self._tell([outcome], set())
 
@@ -138,7 +139,7 @@ class Recorder:
         try:
             record = self._record(batch, ending)
             record.written |= self._on_record([outcome for outcome in batch if outcome.is_in_doubt])
-        except HeartbeatError:
+        except BaseException:
             if ending is not None:
                 ending.refuse()
             raise

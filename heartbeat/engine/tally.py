@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from typing import Literal
 
 _LOOK = 0.5
 """Most seconds between looks at the time until which to wait, which may move."""
@@ -37,9 +38,10 @@ class Tally:
         self.is_exhausted = False
         """Nothing is left to claim, or nobody claims for it any more."""
         self._claims = 0  # under way
-        self._is_recorders = False  # the recorder is about to answer, or has
-        self._is_answered = False
-        self._is_left = False  # its thread answers without waiting for the last run
+        self._answerer: Literal["recorder", "heartbeat"] | None = (
+            None  # who has taken it upon himself to answer
+        )
+        self._is_answered = False  # by the recorder
         self._changed = threading.Condition()
 
     @property
@@ -77,9 +79,9 @@ class Tally:
     def ends_with(self, count: int) -> bool:
         """Whether the recorder shall answer with these outcomes, the last ones of a heartbeat with nothing to claim."""
         with self._changed:
-            if self._is_left or self._claims or not self.is_exhausted or self.running != count:
+            if self._answerer or self._claims or not self.is_exhausted or self.running != count:
                 return False
-            self._is_recorders = True
+            self._answerer = "recorder"
             return True
 
     def answer(self, remaining: int, next_due_at: datetime | None) -> None:
@@ -92,7 +94,7 @@ class Tally:
     def refuse(self) -> None:
         """Take back what `ends_with` promised: it came to nothing."""
         with self._changed:
-            self._is_recorders = False
+            self._answerer = None
             self._changed.notify_all()
 
     def wait(self, deadline: Callable[[], float]) -> bool:
@@ -103,8 +105,8 @@ class Tally:
         with self._changed:
             while not self._is_answered:
                 left = deadline() - time.monotonic()
-                if not self._is_recorders and (left <= 0 or not self.running):
-                    self._is_left = True
+                if self._answerer is None and (left <= 0 or not self.running):
+                    self._answerer = "heartbeat"
                     return False
                 self._changed.wait(min(max(left, 0.01), _LOOK))
             return True

@@ -49,7 +49,8 @@ def bounded_conninfo(url: str) -> str:
         **_BOUNDS,
         **{k: v for k, v in conninfo_to_dict(url).items() if v is not None},
     }
-    return make_conninfo("", **bounds)
+    # Whatever a role, a database or the environment says: text that a session cannot encode could not be recorded.
+    return make_conninfo("", **bounds | {"client_encoding": "UTF8"})
 
 
 def with_options(conninfo: str, options: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
@@ -34,6 +33,7 @@ from heartbeat.postgres.embedded import EmbeddedServer
 from heartbeat.postgres.errors import translated
 from heartbeat.postgres.flow_connections import FlowConnections
 from heartbeat.postgres.queries import Queries
+from heartbeat.postgres.statements import STATEMENT_TIMEOUT, Statements
 from heartbeat.settings import Settings
 
 T = TypeVar("T")
@@ -42,9 +42,6 @@ log = logging.getLogger("heartbeat")
 
 _SCRIPTS = ("begin_bounded",)
 """Of service.sql: what every session of ours is set to."""
-
-STATEMENT_TIMEOUT = 4.0
-"""Seconds that a statement of ours may take: what begin_bounded says."""
 
 _FRESH = 0.05
 """Seconds after its last use for which a connection needs no proof that it is good: a heartbeat's next statement."""
@@ -64,40 +61,6 @@ class _OwnConnection(psycopg.Connection[Any]):
 
     used_at = 0.0
     """When it last did what it should, by `time.monotonic()`."""
-
-
-class Statements(ABC):
-    """Runs statements of `sql/`, every wait bounded.
-
-    What it runs raises DatabaseUnavailable when the database cannot be reached or does not answer in time, LockTimeout
-    when another session's lock was in the way, and what `postgres.errors` makes of the rest.
-    """
-
-    def run(self, statement: Callable[..., T], /, **parameters: Any) -> T:
-        """Run one statement, a transaction by itself."""
-        return self.run_within(STATEMENT_TIMEOUT, statement, **parameters)
-
-    def run_within(self, seconds: float, statement: Callable[..., T], /, **parameters: Any) -> T:
-        """Run one statement that may take another time than ours usually may."""
-        with translated(), self._lent() as conn, self.bounded(conn, seconds):
-            return statement(conn, **parameters)
-
-    @contextmanager
-    def transaction(self) -> Iterator[Connection]:
-        """Run several statements as one transaction.
-
-        They travel in one message, and so cost one round trip, unless the rows of one are read within the block.
-        """
-        with translated(), self._lent() as conn, self.bounded(conn, STATEMENT_TIMEOUT), conn.pipeline():
-            yield conn
-
-    @abstractmethod
-    def _lent(self) -> AbstractContextManager[Connection]:
-        """Lend a connection that is good."""
-
-    @abstractmethod
-    def bounded(self, conn: Connection, seconds: float) -> AbstractContextManager[None]:
-        """Bound each wait in the block."""
 
 
 class Database(Statements):
@@ -304,7 +267,9 @@ class Session(Statements):
             self._conn = self._database.connect(*self._scripts)
         try:
             yield self._conn
-        except psycopg.OperationalError:
+        except pg.LockNotAvailable:
+            raise
+        except (psycopg.OperationalError, DatabaseUnavailable):
             self.close()  # in whatever state it is
             raise
 

@@ -20,6 +20,7 @@ class FlowConnections:
     def __init__(self, conninfo: str, settings: Settings, queries: Queries, deadlines: Deadlines) -> None:
         self._queries = queries
         self._deadlines = deadlines
+        self._is_closed = False
         self._size = settings.concurrency + settings.async_concurrency
         self._pool: ConnectionPool[Connection] = ConnectionPool(
             conninfo,
@@ -34,6 +35,8 @@ class FlowConnections:
 
     def lend(self) -> Connection:
         """Take a connection for a flow; it must be given back. Raises DatabaseUnavailable when none is to be had."""
+        if self._is_closed:
+            raise DatabaseUnavailable("the database is closed")
         try:
             self._pool.open()  # does nothing where it is open
             return self._pool.getconn()
@@ -54,6 +57,7 @@ class FlowConnections:
             self._pool.drain()
 
     def close(self) -> None:
+        self._is_closed = True  # a pool that was never opened could still be
         self._pool.close(timeout=1.0)
 
     def _check(self, conn: Connection) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from heartbeat.postgres.database import Statements
 from heartbeat.postgres.queries import Queries
+from heartbeat.postgres.statements import Statements
 
 _BATCH = 2000
 """Rows that one statement deletes at most."""
