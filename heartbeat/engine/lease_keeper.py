@@ -89,7 +89,7 @@ class LeaseKeeper:
 
     def _fail_lost_runs(self, lease: Lease) -> None:
         """Fail runs that were claimed for this runner by a statement whose answer never arrived."""
-        unknown = self._live_runs.unknown(self._live_run_ids(lease))
+        unknown = self._live_runs.lost(self._live_run_ids(lease))
         # Unknown, and still live when asked again: not one that was recorded in between.
         lost = sorted(unknown & self._live_run_ids(lease)) if unknown else []
         if not lost:
