@@ -57,6 +57,10 @@ class LockTimeout(DatabaseUnavailable):
     """Another session holds a lock that was needed, and did not let go in time."""
 
 
+class StatementTimeout(DatabaseUnavailable):
+    """A statement took longer than it may: the database is slow, or this statement always is."""
+
+
 class SchemaError(HeartbeatError):
     """The schema in the database is not the one that this version was written for."""
 

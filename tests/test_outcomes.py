@@ -5,15 +5,32 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
+import secrets
+import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from heartbeat import DataFlow, Heartbeat
-from tests.support.flow_classes import Noop, flow_class
-from tests.support.rows import Conn, add_flow, flow_row, make_due, request_run, runs_of, statuses
+from heartbeat import DataFlow, Heartbeat, HeartbeatError
+from heartbeat.engine.recorder import Recorder
+from heartbeat.engine.run import Outcome
+from tests.support.flow_classes import Gate, Noop, flow_class
+from tests.support.rows import (
+    Conn,
+    add_flow,
+    flow_row,
+    live_runs,
+    make_due,
+    request_run,
+    runs_of,
+    statuses,
+    statuses_of,
+)
+from tests.support.waiting import Background, wait_until
 
 
 def raising(make: Callable[[], BaseException]) -> Callable[[DataFlow], None]:
@@ -343,16 +360,203 @@ def test_any_text_is_recorded_whatever_encoding_a_database_asks_of_its_sessions(
     assert runs_of(db, "Works")[0].result == "日本語"
 
 
-def test_an_outcome_that_the_database_refuses_costs_no_other_its_record(db: Conn, database_url: str) -> None:
-    db.execute("ALTER TABLE data_flow_runs ADD CONSTRAINT no_sevens CHECK (result <> '7')")
-    for number in range(10):
+# --- what the database refuses ---------------------------------------------------------------------------
+
+
+def refuse(db: Conn, when: str, what: str = "RAISE 'not this one'", of: str = "data_flow_runs") -> None:
+    """Have a DBA's trigger do something, such as to raise, at each update that meets a condition."""
+    db.execute(
+        f"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {what}; RETURN new; END$$;"
+        f"CREATE TRIGGER refuse BEFORE UPDATE ON {of} FOR EACH ROW WHEN ({when}) EXECUTE FUNCTION refuse()"
+    )
+
+
+def add_answers(db: Conn, count: int) -> type[DataFlow]:
+    """Insert `flow 0`, `flow 1`, … that return their number, and make their class."""
+    for number in range(count):
         add_flow(db, f"flow {number}", configuration={"class_name": "Answer", "n": number})
-    answer = flow_class("Answer", lambda self: self.configuration["n"])
+    return flow_class("Answer", lambda self: self.configuration["n"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("ADD CONSTRAINT no_sevens CHECK (result <> '7')", 'violates check constraint "no_sevens"'),
+        ("ADD inverse int GENERATED ALWAYS AS (1 / (result::int - 7)) STORED", "division by zero"),
+        ("ADD small smallint GENERATED ALWAYS AS (result::int * 5461) STORED", "smallint out of range"),
+    ],
+)
+def test_an_outcome_that_the_database_refuses_costs_no_other_its_record(
+    db: Conn, database_url: str, damage: str, reason: str
+) -> None:
+    answer = add_answers(db, 8)
+    db.execute(f"ALTER TABLE data_flow_runs {damage}")
     with Heartbeat(flows=[answer], database_url=database_url) as hb:
         report = hb.beat()
-        assert (report.flows_succeeded, report.flows_failed) == (9, 1)
-    assert statuses(db).pop("flow 7") == ["failed"]
-    assert "could not be recorded" in runs_of(db, "flow 7")[0].error
+        assert (report.flows_succeeded, report.flows_failed) == (7, 1)
+        make_due(db)
+        assert hb.beat().flows_succeeded == 7, "heartbeats go on"
+    assert {name for name, ends in statuses(db).items() if "failed" in ends} == {"flow 7"}
+    assert all(
+        re.match(f"the outcome could not be recorded: .*{reason}", run.error) for run in runs_of(db, "flow 7")
+    )
+
+
+def test_a_result_that_is_json_and_no_jsonb_ends_its_own_run_only(db: Conn, database_url: str) -> None:
+    digits = sys.get_int_max_str_digits()
+    flows = [flow_class("Huge", lambda self: 10**140_000), add_answers(db, 5)]
+    add_flow(db, "Huge")
+    with Heartbeat(flows=flows, database_url=database_url) as hb:
+        sys.set_int_max_str_digits(0)  # as a flow may
+        try:
+            report = hb.beat()
+        finally:
+            sys.set_int_max_str_digits(digits)
+    assert (report.flows_succeeded, report.flows_failed) == (5, 1)
+    assert "could not be recorded: value overflows numeric format" in runs_of(db, "Huge")[0].error
+
+
+def test_an_error_that_is_too_large_for_an_index_of_a_dba_ends_its_own_run_only(
+    db: Conn, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    db.execute("CREATE INDEX ON data_flow_runs (error)")
+    flows = [flow_class("Bad", raising(lambda: ValueError(secrets.token_hex(4500)))), add_answers(db, 5)]
+    add_flow(db, "Bad")
+    with Heartbeat(flows=flows, database_url=database_url) as hb:
+        report = hb.beat()
+        assert (report.flows_succeeded, report.flows_failed) == (5, 1)
+        with pytest.raises(ValueError, match=r"[0-9a-f]{9000}"):  # the flow's own, though it is not on record
+            hb.trigger_run("Bad")
+        make_due(db)
+        assert hb.beat().flows_succeeded == 5
+    runs = runs_of(db, "Bad")
+    assert [run.status for run in runs] == ["failed"] * 3
+    assert all("could not be recorded" in run.error and "index row" in run.error for run in runs)
+    told = [(line.levelname, line.flow) for line in caplog.records if hasattr(line, "run_id")]
+    assert told == [("WARNING", "Bad")] * 3
+
+
+def test_one_refused_outcome_among_hundreds_costs_few_statements(
+    db: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    for number in range(300):
+        add_flow(db, f"flow {number}", configuration={"class_name": "Held", "n": number})
+    refuse(db, "new.result = '123'")
+
+    async def run(self: DataFlow) -> int:
+        while not gate.is_open():
+            await asyncio.sleep(0.01)
+        return int(self.configuration["n"])
+
+    sizes: list[int] = []
+    write = Recorder._write
+
+    def counted(recorder: Recorder, batch: list[Outcome]) -> None:
+        sizes.append(len(batch))
+        write(recorder, batch)
+
+    monkeypatch.setattr(Recorder, "_write", counted)
+    monkeypatch.setattr(
+        "heartbeat.engine.recorder._MANY", 0
+    )  # outcomes gather, and for long enough to be one batch
+    monkeypatch.setattr("heartbeat.engine.recorder._GATHER", 0.5)
+    with Heartbeat(flows=[flow_class("Held", run)], database_url=database_url, async_concurrency=300) as hb:
+        beat = Background(hb.beat)
+        wait_until(lambda: len(live_runs(db)) == 300, what="all to run")
+        gate.open()
+        report = beat.result()
+    assert (report.flows_succeeded, report.flows_failed) == (299, 1)
+    assert statuses_of(db, "flow 123") == ["failed"]
+    assert max(sizes) > 150, "most ended together"
+    assert len(sizes) < 30
+
+
+def test_a_flow_that_succeeded_and_cannot_be_recorded_is_told_to_its_caller(
+    db: Conn, database_url: str
+) -> None:
+    add_flow(db, "Noop")
+    refuse(
+        db, "new.status = 'success'", "RAISE E'not this one\\nnor its second line' USING ERRCODE = '54000'"
+    )
+    with (
+        Heartbeat(flows=[Noop], database_url=database_url) as hb,
+        pytest.raises(HeartbeatError, match=r"could not be recorded: .*not this one$"),
+    ):
+        hb.trigger_run("Noop")
+    [run] = runs_of(db, "Noop")
+    assert (run.status, run.error.splitlines()) == ("failed", [run.error])
+
+
+def test_a_run_that_cannot_even_be_failed_is_in_nobodys_way(
+    db: Conn, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = add_answers(db, 5)
+    flow_id = add_flow(db, "Noop")
+    refuse(db, f"new.data_flow_id = {flow_id}")
+    with Heartbeat(flows=[answer, Noop], database_url=database_url, runner_ttl=1) as hb:
+        report = hb.beat()
+        assert (report.flows_succeeded, report.flows_failed, report.flows_running) == (5, 1, 0)
+        make_due(db)
+        assert hb.beat().flows_succeeded == 5
+        seen = db.execute("SELECT max(last_seen_at) FROM data_flow_runners").fetchone()
+        renewed = "SELECT count(*) FROM data_flow_runners WHERE last_seen_at > %s"
+        wait_until(lambda: db.execute(renewed, seen).fetchone() == (1,), what="a renewal")
+        began = time.monotonic()
+    assert time.monotonic() - began < 2, "it does not keep the process from ending"
+    assert statuses_of(db, "Noop") == ["in_progress"]
+    [line] = [line for line in caplog.records if line.name == "heartbeat"]
+    assert (line.levelname, line.flow, line.run_id) == ("WARNING", "Noop", runs_of(db, "Noop")[0].id)
+    assert "not this one" in line.getMessage()
+
+
+def test_the_caller_of_a_run_that_cannot_even_be_failed_gets_the_flows_own_exception(
+    db: Conn, database_url: str
+) -> None:
+    add_flow(db, "Bad")
+    refuse(db, "new.ended_at IS NOT NULL")
+    bad = flow_class("Bad", raising(lambda: ValueError("no such file")))
+    with (
+        Heartbeat(flows=[bad], database_url=database_url) as hb,
+        pytest.raises(ValueError, match="no such file"),
+    ):
+        hb.trigger_run("Bad")
+
+
+def test_an_outcome_that_times_out_again_is_refused_and_the_others_are_recorded(
+    db: Conn, database_url: str
+) -> None:
+    answer = add_answers(db, 2)
+    refuse(db, "new.result = '1'", "PERFORM pg_sleep(60)")
+    with Heartbeat(flows=[answer], database_url=database_url, time_budget=60) as hb:
+        report = hb.beat()
+    assert (report.flows_succeeded, report.flows_failed) == (1, 1)
+    assert "statement timeout" in runs_of(db, "flow 1")[0].error
+
+
+def test_a_statement_that_times_out_once_costs_no_run_its_success(db: Conn, database_url: str) -> None:
+    answer = add_answers(db, 1)
+    db.execute("CREATE SEQUENCE attempts")
+    slow = "IF nextval('attempts') <= 2 THEN PERFORM pg_sleep(60); END IF"  # with the heartbeat's row, and without
+    refuse(db, "new.result = '0'", slow)
+    with Heartbeat(flows=[answer], database_url=database_url, time_budget=60) as hb:
+        assert hb.beat().flows_succeeded == 1
+
+
+def test_a_heartbeats_row_that_is_refused_costs_no_run_its_record(db: Conn, database_url: str) -> None:
+    gate = Gate()
+    for number in range(5):
+        add_flow(db, f"flow {number}", configuration={"class_name": "Held"})
+    refuse(db, "new.finished_at IS NOT NULL", of="heartbeats")
+    with Heartbeat(flows=[gate.flow("Held")], database_url=database_url, concurrency=10) as hb:
+        beat = Background(hb.beat)
+        wait_until(
+            lambda: len(gate.begun) == 5, what="all to run"
+        )  # nothing is left to claim: the last one answers
+        gate.open()
+        with pytest.raises(HeartbeatError, match="not this one"):
+            beat.result()
+    assert set(map(tuple, statuses(db).values())) == {("success",)}
 
 
 # --- what flows do to the process -----------------------------------------------------------------------

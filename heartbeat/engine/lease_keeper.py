@@ -93,7 +93,7 @@ class LeaseKeeper:
         live = self._live_run_ids(lease)
         if not live:
             return
-        unknown = self._live_runs.unknown(live)
+        unknown = self._live_runs.lost(live)
         # Unknown, and still live when asked again: not one that was recorded in between.
         lost = sorted(unknown & self._live_run_ids(lease)) if unknown else []
         if not lost:

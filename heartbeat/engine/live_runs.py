@@ -1,7 +1,8 @@
 """The runs that this process has claimed and not yet put on record.
 
-Claiming threads add to them, the recorder takes away; the lease's thread, the maintenance, the drain and the end of the
-process ask. Adding, removing and copying are single steps of a dictionary; a condition guards the claims under way.
+Claiming threads add to them, the recorder takes away and sets aside; the lease's thread, the maintenance, the drain and
+the end of the process ask. Adding, removing and copying are single steps of a dictionary or a set; a condition guards
+the claims under way.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ class LiveRuns:
 
     def __init__(self) -> None:
         self._runs: dict[int, Run] = {}
+        self._unrecordable: set[int] = set()
         self._claims: set[object] = set()  # those under way
         self._claim_ended = threading.Condition()
 
@@ -32,6 +34,13 @@ class LiveRuns:
 
     def remove(self, run: Run) -> None:
         self._runs.pop(run.run_id, None)
+
+    def set_aside(self, run: Run) -> None:
+        """Note that the database refuses to record how a run ended, and hold it no longer."""
+        self._unrecordable.add(
+            run.run_id
+        )  # first: in between it would be taken for one whose claim was cut off
+        self.remove(run)
 
     @property
     def undecided(self) -> bool:
@@ -61,3 +70,7 @@ class LiveRuns:
         """Return which runs of the database's, as it was a moment ago, are none of ours."""
         self.await_claims()
         return run_ids - self._runs.keys()
+
+    def lost(self, run_ids: set[int]) -> set[int]:
+        """Return which runs of the database's, still live there, this process never came to know of."""
+        return self.unknown(run_ids) - self._unrecordable

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from heartbeat.cleaning import clean
 from heartbeat.engine.live_runs import LiveRuns
 from heartbeat.engine.run import Outcome
 from heartbeat.engine.tally import Tally
-from heartbeat.errors import DatabaseUnavailable, HeartbeatError, LockTimeout
+from heartbeat.errors import DatabaseUnavailable, HeartbeatError, LockTimeout, StatementTimeout
 from heartbeat.postgres.database import Database, Session
 from heartbeat.postgres.queries import Queries
 from heartbeat.settings import Settings
@@ -38,6 +39,9 @@ _BATCH_BYTES = 4_000_000
 _RETRY = 0.25
 """Seconds between attempts while the database is away."""
 
+_REASON_LIMIT = 500
+"""Characters of the database's reason in a run's error: it must not be what is refused next."""
+
 
 class Recorder:
     """Takes outcomes from any thread and keeps them until they are on record."""
@@ -49,6 +53,8 @@ class Recorder:
         self._queries = queries
         self._live_runs = live_runs
         self._waiting: deque[Outcome] = deque()
+        self._parts: deque[list[Outcome]] = deque()
+        """Of batches that were refused. They take turns with what comes in, so that a slow refusal holds nothing up."""
         self._unfinished: deque[Tally] = deque()
         self._thread = Repeater("recorder", self._work)
 
@@ -78,10 +84,13 @@ class Recorder:
     # ── on the recorder's thread ─────────────────────────────────────────────────────────────────────────────
 
     def _work(self) -> float | None:
-        while self._waiting:
+        while self._waiting or self._parts:
             if len(self._live_runs) - len(self._waiting) > _MANY:
                 self._thread.pause(_GATHER)
-            self._write_until_written(self._take())
+            if self._waiting:
+                self._write_until_written(self._take())
+            if self._parts:
+                self._write_until_written(self._parts.popleft())
             self._finish_heartbeats()  # also while outcomes whose rows are locked come back again and again
         return self._finish_heartbeats()
 
@@ -98,39 +107,43 @@ class Recorder:
         return batch
 
     def _write_until_written(self, batch: list[Outcome]) -> None:
-        """Write a batch, however long the database is away, unless the process stops before."""
-        warned = False
+        """Write a batch, however long the database is away, unless it is refused or the process stops before."""
+        has_timed_out = is_warned = False
         while not self._thread.is_stopped:
             try:
                 return self._write(batch)
-            except DatabaseUnavailable as exc:
+            except Exception as exc:  # noqa: BLE001 -- whatever it is, no outcome may be lost to another's
+                is_timeout = isinstance(exc, StatementTimeout)
+                if not isinstance(exc, DatabaseUnavailable) or (is_timeout and has_timed_out):
+                    return self._take_apart(batch, exc)
+                has_timed_out = is_timeout
                 _doubt(batch)
-                if not warned:
+                if not is_warned:
                     log.warning("%d outcomes wait for the database: %s", len(batch), exc)
-                    warned = True
-                self._thread.pause(_RETRY)
-            except Exception:  # whatever it is, no outcome may be lost to another's
-                log.exception("a batch of %d outcomes was refused; recording them one by one", len(batch))
-                for outcome in batch:
-                    self._write_alone(outcome)
-                return None
+                    is_warned = True
+            self._thread.pause(_RETRY)
         return None
 
-    def _write_alone(self, outcome: Outcome) -> None:
-        """Record one outcome; if the database refuses even that, record that it did."""
-        try:
-            self._write([outcome])
-        except DatabaseUnavailable:
-            _doubt([outcome])
-            self._waiting.append(outcome)
-        except Exception as exc:  # noqa: BLE001 -- its type is in the record
-            outcome.status, outcome.result, outcome.backtrace = "failed", None, None
-            outcome.error = f"the outcome could not be recorded: {type(exc).__name__}"
-            try:
-                self._write([outcome])
-            except Exception:
-                log.exception("run %d cannot be recorded at all", outcome.run.run_id)
-                self._tell([outcome], set())
+    def _take_apart(self, batch: list[Outcome], exc: Exception) -> None:
+        """Have the halves of a refused batch tried; who stands alone is recorded as failed, or else not at all."""
+        half = len(batch) // 2
+        if half:
+            self._parts.extend((batch[:half], batch[half:]))
+        elif batch[0].is_refused:
+            self._give_up(batch[0], exc)
+        else:
+            self._parts.append([_refused(batch[0], exc)])
+
+    def _give_up(self, outcome: Outcome, exc: Exception) -> None:
+        """Leave a run in progress for whoever looks into the database: it refuses even to fail it."""
+        run = outcome.run
+        log.warning(
+            "run %d of %s cannot be recorded at all and stays in progress: %s",
+            run.run_id, run.name, _reason(exc),
+            extra={"event": "outcome_refused", "flow": run.name, "run_id": run.run_id},
+        )  # fmt: skip
+        self._live_runs.set_aside(run)
+        self._tell([outcome], set())
 
     def _write(self, batch: Sequence[Outcome]) -> None:
         """Put a batch on record, and with the last of a heartbeat its row; then tell who waits."""
@@ -144,7 +157,11 @@ class Recorder:
                 ending.refuse()
             raise
         self._waiting.extend(outcome for outcome in batch if outcome.run.run_id in record.locked)
-        self._tell([outcome for outcome in batch if outcome.run.run_id not in record.locked], record.written)
+        told = [outcome for outcome in batch if outcome.run.run_id not in record.locked]
+        for outcome in told:
+            if outcome.is_refused or outcome.run.run_id not in record.written:
+                _log_otherwise(outcome, outcome.run.run_id in record.written)
+        self._tell(told, record.written)
         if ending is not None:
             if record.answer is not None and len(record.written) == len(batch):
                 ending.answer(record.answer.flows_remaining, record.answer.next_due_at)
@@ -163,8 +180,8 @@ class Recorder:
 
     def _record(self, batch: Sequence[Outcome], ending: Tally | None) -> _Record:
         try:
-            if ending is not None:
-                return self._record_the_last(batch, ending)
+            if ending is not None and (together := self._record_the_last(batch, ending)):
+                return together
             rows = self._session.run(self._queries.record_outcomes, **_columns(batch))
             return _Record({row.run_id for row in rows})
         except LockTimeout:
@@ -173,8 +190,17 @@ class Recorder:
             written = {row.run_id for row in rows if row.is_ended}
             return _Record(written, locked={row.run_id for row in rows} - written)
 
-    def _record_the_last(self, batch: Sequence[Outcome], ending: Tally) -> _Record:
-        """Write a heartbeat's last outcomes and its row: one message, one commit."""
+    def _record_the_last(self, batch: Sequence[Outcome], ending: Tally) -> _Record | None:
+        """Write a heartbeat's last outcomes and its row; None where one of them was refused, perhaps the row."""
+        try:
+            return self._record_with_row(batch, ending)
+        except HeartbeatError as exc:
+            if isinstance(exc, DatabaseUnavailable) and not isinstance(exc, StatementTimeout):
+                raise
+            return None
+
+    def _record_with_row(self, batch: Sequence[Outcome], ending: Tally) -> _Record:
+        """Write outcomes and a heartbeat's row: one message, one commit."""
         counts = Counter(outcome.status for outcome in batch)
         with self._session.transaction() as conn:
             recorded = self._queries.send(conn, "record_outcomes", **_columns(batch))
@@ -207,12 +233,6 @@ class Recorder:
         for outcome in batch:
             run = outcome.run
             is_success = outcome.status == "success" and run.run_id in written
-            if run.run_id not in written:
-                log.warning(
-                    "run %d of %s had been ended by somebody else; its outcome (%s) was not written",
-                    run.run_id, run.name, outcome.status,
-                    extra={"event": "late_outcome", "flow": run.name, "run_id": run.run_id},
-                )  # fmt: skip
             self._live_runs.remove(run)
             if run.done is not None:
                 run.done.set_result(outcome)
@@ -271,6 +291,43 @@ def _columns(batch: Sequence[Outcome]) -> dict[str, Any]:
         "run_ids": f"{{{','.join(str(outcome.run.run_id) for outcome in batch)}}}",
         **{name: column if any(column) else [] for name, column in columns.items()},
     }
+
+
+def _refused(outcome: Outcome, exc: Exception) -> Outcome:
+    """Make the outcome to record in the place of one that the database refused; a caller gets the flow's exception."""
+    error = f"the outcome could not be recorded: {_reason(exc)}"
+    return replace(
+        outcome,
+        status="failed",
+        result=None,
+        error=error,
+        backtrace=None,
+        exception=outcome.exception or HeartbeatError(error),
+        is_refused=True,
+    )
+
+
+def _reason(exc: Exception) -> str:
+    """Say why; of an exception that is not ours the type alone, for its text may hold what flows returned."""
+    reason = str(exc) if isinstance(exc, HeartbeatError) else type(exc).__name__
+    return clean(reason[:_REASON_LIMIT], _REASON_LIMIT)
+
+
+def _log_otherwise(outcome: Outcome, is_written: bool) -> None:
+    """Say that a run's end stands on record otherwise than it was."""
+    run = outcome.run
+    fields = {"flow": run.name, "run_id": run.run_id}
+    if is_written:
+        log.warning(
+            "run %d of %s is recorded as failed: %s", run.run_id, run.name, outcome.error,
+            extra={"event": "outcome_refused", **fields},
+        )  # fmt: skip
+    else:
+        log.warning(
+            "run %d of %s had been ended by somebody else; its outcome (%s) was not written",
+            run.run_id, run.name, outcome.status,
+            extra={"event": "late_outcome", **fields},
+        )  # fmt: skip
 
 
 def _doubt(batch: Sequence[Outcome]) -> None:

@@ -47,6 +47,8 @@ class Outcome:
     exception: BaseException | None = None
     body_lives: bool = False
     """The run timed out and its body goes on: the flow must not start again."""
+    is_refused: bool = False
+    """The database refused to record how the run ended; this says so in its place."""
     is_in_doubt: bool = False
     """The connection broke while it was recorded: it may be on record."""
 
