@@ -1,7 +1,7 @@
 """The thread that puts right what others left behind, and prunes history: in nobody's way.
 
 Heartbeats ask it to prune, and the threads of stuck runs say when these have ended: a flag and a dictionary, in single
-steps. Where a heartbeat must not go on before it, it calls `repair` on its own thread; a lock has one wait for the other.
+steps. Where a heartbeat must not go on before it, it calls `repair` on its own thread; of two, a lock has one wait.
 """
 
 from __future__ import annotations
