@@ -1,13 +1,13 @@
 """The thread that puts right what others left behind, and prunes history: in nobody's way.
 
 Heartbeats ask it to prune, and the threads of stuck runs say when these have ended: a flag and a dictionary, in single
-steps. Where a heartbeat must not go on before it, it calls `repair` on its own thread; each statement may run twice at
-once.
+steps. Where a heartbeat must not go on before it, it calls `repair` on its own thread; of two, a lock has one wait.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 
 from heartbeat.engine.live_runs import LiveRuns
@@ -40,6 +40,7 @@ class Maintenance:
         self._queries = queries
         self._live_runs = live_runs
         self._ended_threads: dict[int, Run] = {}
+        self._repairing = threading.Lock()
         self._prune_due = False
         self._pruned_at = float("-inf")
         self._thread = Repeater("maintenance", self._work)
@@ -63,6 +64,11 @@ class Maintenance:
 
     def repair(self) -> None:
         """Fail the runs of the dead, finish their heartbeats, and put stale statuses right. Each commits by itself."""
+        # One at a time: what the other has failed and not committed yet is locked, and would be passed over.
+        with self._repairing:
+            self._repair()
+
+    def _repair(self) -> None:
         ttl = self._settings.runner_ttl
         failed = self._database.run(self._queries.fail_runs_of_dead_runners, runner_ttl=ttl)
         if failed:
