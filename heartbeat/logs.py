@@ -16,11 +16,16 @@ from heartbeat.utc import utc_text
 
 log = logging.getLogger("heartbeat")
 
+Format = Literal["text", "json"]
+Level = Literal["debug", "info", "warning", "error"]
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
 # The fields in the order in which a line shows them; others follow in the order given.
 FIELDS = (
     *("client", "status", "method", "path", "reason"),
     *("flows_due", "flows_triggered", "flows_succeeded", "flows_failed", "flows_running", "flows_remaining"),
-    *("duration_ms", "flow", "run_id", "heartbeat_id"),
+    *("duration_ms", "flow", "run_id", "heartbeat_id", "runner_id", "error"),
 )
 
 _NOT_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "event", "color_message"}
@@ -30,28 +35,30 @@ _MISREAD = re.compile(r'[\s"=\\]')  # in a value that is not quoted
 _MAX_VALUE = 16_384  # characters of one value; a traceback can be megabytes
 
 
-def configure(log_format: Literal["text", "json"], level: int = logging.INFO) -> None:
-    """Send this process's log to stderr: ours from `level` on, everybody else's warnings.
+def configure(log_format: Format, log_level: Level = "info", *, is_quiet: bool = False) -> None:
+    """Send this process's log to stderr: ours from `log_level` on, everybody else's warnings.
 
-    For a process of our own (the command line); an app inside somebody else's process calls `ensure`.
+    For a process of our own (the command line); an app inside somebody else's process calls `ensure`. A command for
+    people (`is_quiet`) says nothing below a warning, unless debug was asked for.
     Calling it again replaces what it did before.
     """
+    level = _LEVELS[log_level]
     handler = _handler(log_format)
     root = logging.getLogger()
     for old in [old for old in root.handlers if isinstance(old.formatter, LineFormatter)]:
         root.removeHandler(old)
     root.addHandler(handler)
-    log.setLevel(level)
+    log.setLevel(max(level, logging.WARNING) if is_quiet and level > logging.DEBUG else level)
     logging.captureWarnings(True)
     threading.excepthook = _log_dead_thread
 
 
-def ensure(log_format: Literal["text", "json"]) -> None:
+def ensure(log_format: Format, log_level: Level = "info") -> None:
     """Log to stderr where the host has set up no logging at all; otherwise leave it to the host."""
     if not log.hasHandlers():
         log.addHandler(_handler(log_format))
         if log.level == logging.NOTSET:
-            log.setLevel(logging.INFO)
+            log.setLevel(_LEVELS[log_level])
 
 
 def escape(text: str) -> str:

@@ -98,6 +98,11 @@ class Settings:
         "age in days at which history is pruned; 0 keeps all",
     )
     log_format: Literal["text", "json"] = _setting("text", parsers.one_of("text", "json"), "text or json")
+    log_level: Literal["debug", "info", "warning", "error"] = _setting(
+        "info",
+        parsers.one_of("debug", "info", "warning", "error"),
+        "from which level on lines are logged: debug, info, warning or error",
+    )
     tokens: tuple[bytes, ...] = ()
 
     @classmethod

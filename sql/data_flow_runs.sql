@@ -84,8 +84,9 @@ WHERE run.runner_id = :runner_id::uuid
     AND run.status = outcome.status
     AND run.error IS NOT DISTINCT FROM outcome.error;
 
--- name: fail_runs_of_dead_runners(runner_ttl)!
--- Fail the runs whose runner is dead (data_flow_runner_is_dead, in migrations/) or gone. 0: everybody is alive.
+-- name: fail_runs_of_dead_runners(runner_ttl)
+-- Fail the runs whose runner is dead (data_flow_runner_is_dead, in migrations/) or gone. Returns the first hundred, for
+-- the log, and in each row how many there were. No row: everybody is alive.
 WITH dead AS MATERIALIZED (
     SELECT
         run.id,
@@ -101,13 +102,21 @@ WITH dead AS MATERIALIZED (
     WHERE run.status = 'in_progress'
         AND (runner.id IS NULL OR data_flow_runner_is_dead(runner.last_seen_at, :runner_ttl::float8))
     FOR UPDATE OF run SKIP LOCKED
+),
+failed AS (
+    UPDATE data_flow_runs AS run
+    SET status = 'failed',
+        ended_at = greatest(clock_timestamp(), run.started_at),
+        error = dead.error
+    FROM dead
+    WHERE run.id = dead.id AND run.status = 'in_progress'
+    RETURNING run.id, run.data_flow_id, run.heartbeat_id, run.error
 )
-UPDATE data_flow_runs AS run
-SET status = 'failed',
-    ended_at = greatest(clock_timestamp(), run.started_at),
-    error = dead.error
-FROM dead
-WHERE run.id = dead.id AND run.status = 'in_progress';
+SELECT failed.id, flow.name AS flow_name, failed.heartbeat_id, failed.error, count(*) OVER () AS runs_failed
+FROM failed
+JOIN data_flows AS flow ON flow.id = ANY (ARRAY[failed.data_flow_id])
+ORDER BY failed.id
+LIMIT 100;
 
 -- name: live_run_ids(runner_id)
 -- The runs that stand under a runner's name. No row: none.

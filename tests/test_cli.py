@@ -676,7 +676,7 @@ def test_a_full_disk_is_one_line(command: Command) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "heartbeat", "beat"],
             cwd=command.directory,
-            env=command.environment(),
+            env=command.environment(log_level="warning"),
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -820,6 +820,7 @@ def test_commands_share_the_embedded_server_and_the_last_one_out_stops_it(tmp_pa
     command.define(WAITS)
     serving = command.start("serve", "--port", "0", token="t")
     assert serving.stderr is not None
+    assert "started" in serving.stderr.readline()
     assert "listening" in serving.stderr.readline()
 
     assert command("flows", "--json").json[0]["name"] == "Waits"

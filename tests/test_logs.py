@@ -174,3 +174,29 @@ def test_an_app_in_a_host_without_logging_logs_to_stderr_and_otherwise_leaves_it
     logs.ensure("text")
     logs.ensure("text")
     assert [type(handler.formatter) for handler in ours.handlers] == [logs.TextFormatter]
+
+
+@pytest.mark.parametrize(
+    ("level", "serving", "quiet"),
+    [
+        ("debug", "debug", "debug"),
+        ("info", "info", "warning"),
+        ("warning", "warning", "warning"),
+        ("error", "error", "error"),
+    ],
+)
+def test_a_service_logs_from_the_level_set_and_a_quiet_command_only_warnings_unless_asked_for_debug(
+    process_logging: None, level: Any, serving: str, quiet: str
+) -> None:
+    ours = logging.getLogger("heartbeat")
+    logs.configure("text", level)
+    assert logging.getLevelName(ours.level) == serving.upper()
+    logs.configure("text", level, is_quiet=True)
+    assert logging.getLevelName(ours.level) == quiet.upper()
+
+
+def test_an_app_in_a_host_without_logging_logs_from_the_level_set(process_logging: None) -> None:
+    logging.getLogger().handlers.clear()
+    logging.getLogger("heartbeat").setLevel(logging.NOTSET)
+    logs.ensure("text", "error")
+    assert logging.getLogger("heartbeat").level == logging.ERROR

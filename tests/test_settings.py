@@ -107,6 +107,7 @@ BAD: dict[str, list[Any]] = {
     "retention_days": ["-1", 36_501],
     "allow_anonymous": ["maybe", 2, 1, "tru"],
     "log_format": ["xml", "JSON", 1],
+    "log_level": ["verbose", "INFO", 20],
     "data_dir": [" ", "a\0b", 1, b"x"],
     "sql_dir": ["/nowhere/at/all"],
     "flows": ["a,,b", "a-b", "a.b:C", "1a", ".a", 7],

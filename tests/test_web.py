@@ -295,6 +295,17 @@ def test_every_request_is_logged_with_who_and_what_and_never_with_a_credential(
     assert "wr0ng" not in caplog.text
 
 
+def test_each_change_of_health_is_one_line_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "heartbeat")
+    app, fake = make()
+    for reason in (None, "no route", "no route", "wrong password", None, None):
+        state = Health(ok=reason is None, reason=reason)
+        fake.on_health = lambda state=state: state  # type: ignore[misc]
+        ask(app, "GET", HEALTH)
+    [bad], [good] = logged(caplog, "unhealthy"), logged(caplog, "healthy")
+    assert (bad["levelname"], bad["reason"], good["levelname"]) == ("WARNING", "no route", "INFO")
+
+
 def test_an_app_without_a_token_is_refused_and_an_anonymous_one_warns_at_every_start(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

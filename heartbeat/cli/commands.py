@@ -170,7 +170,8 @@ def run(name: str) -> None:
 
     Prints its result. When it fails, prints its traceback and exits with status 1.
     """
-    heartbeat = Heartbeat(settings=_settings())
+    heartbeat = Heartbeat(settings=_settings(is_quiet=True))
+    logs.log.addFilter(_is_not_how_it_ended)
     waiting = True
 
     def stop(number: int) -> None:
@@ -192,6 +193,16 @@ def run(name: str) -> None:
     took = "" if done.duration is None else f" in {console.duration(done.duration)}"
     result = console.outcome(done)
     click.echo(logs.escape(f"run {done.id} of {done.flow_name} succeeded{took}{result and f': {result}'}"))
+
+
+def _is_not_how_it_ended(record: logging.LogRecord) -> bool:
+    """Leave out of the log what `run` says itself, with the traceback."""
+    return getattr(record, "event", None) not in (
+        "run_succeeded",
+        "run_failed",
+        "run_timed_out",
+        "run_interrupted",
+    )
 
 
 class _Interrupt(KeyboardInterrupt):
@@ -271,7 +282,7 @@ def check() -> None:
     from heartbeat.cli.check import checkup
 
     status = 0
-    for finding in checkup(_settings(logging.WARNING)):
+    for finding in checkup(_settings(is_quiet=True)):
         problem = finding.problem
         mark = click.style("ok", fg="green") if problem is None else click.style("failed", fg="red")
         click.echo(f"{finding.subject:10}  {mark}: {logs.escape(str(problem or finding.found))}")
@@ -370,7 +381,7 @@ def demo(seconds: float) -> None:
             waiting = False
             raise _Interrupt
 
-    settings = _settings(logging.WARNING)
+    settings = _settings(is_quiet=True)
     try:
         with (
             on_signals(stop),
@@ -385,10 +396,10 @@ def demo(seconds: float) -> None:
 # ── what the commands share ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _settings(level: int = logging.INFO) -> Settings:
+def _settings(*, is_quiet: bool = False) -> Settings:
     """Read the settings and begin to log as they say."""
     settings = Settings.load()
-    logs.configure(settings.log_format, level)
+    logs.configure(settings.log_format, settings.log_level, is_quiet=is_quiet)
     return settings
 
 
@@ -408,5 +419,5 @@ def _database_url(settings: Settings) -> Iterator[str]:
 @contextmanager
 def _reading() -> Iterator[Heartbeat]:
     """Start what reads and deletes, without flows: a flow module that is broken is no reason not to look."""
-    with closing(Heartbeat(settings=replace(_settings(logging.WARNING), flows=()))) as heartbeat:
+    with closing(Heartbeat(settings=replace(_settings(is_quiet=True), flows=()))) as heartbeat:
         yield heartbeat.start(run_flows=False)

@@ -14,6 +14,7 @@ from heartbeat.engine.drain import Drain
 from heartbeat.engine.lease_keeper import LeaseKeeper
 from heartbeat.engine.maintenance import Maintenance
 from heartbeat.engine.recorder import Recorder
+from heartbeat.engine.run_log import tell_rest
 from heartbeat.engine.tally import Tally
 from heartbeat.models import BeatReport
 from heartbeat.postgres.database import Database
@@ -69,7 +70,9 @@ class Beats:
             if opened.needs_repair:
                 self._maintenance.repair()  # flows of the dead may be due now
             self._claims.claim_all(tally, claim_until)
-            if not tally.wait(lambda: min(answer_by, self._drain.until + RECORDING_MARGIN)):
+            if tally.wait(lambda: min(answer_by, self._drain.until + RECORDING_MARGIN)):
+                tell_rest(tally)
+            else:
                 self._answer(tally)
         except BaseException:
             self._recorder.finish(tally)  # its row must end, whatever has ended this
@@ -102,7 +105,9 @@ class Beats:
             run_tolerance=self._settings.run_tolerance,
         )
         tally.remaining, tally.next_due_at = row.flows_remaining, row.next_due_at
-        if not is_finished:
+        if is_finished:
+            tell_rest(tally)
+        else:
             self._recorder.finish(tally)
 
 

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from importlib import metadata
 
 from heartbeat.engine.backlog import Backlog
 from heartbeat.engine.beat import RECORDING_MARGIN, Beats
@@ -21,6 +22,7 @@ from heartbeat.engine.eventloop import EventLoop
 from heartbeat.engine.lease_keeper import LeaseKeeper
 from heartbeat.engine.live_runs import LiveRuns
 from heartbeat.engine.maintenance import Maintenance
+from heartbeat.engine.outage import Outage
 from heartbeat.engine.recorder import Recorder
 from heartbeat.engine.run import Interrupted, Outcome
 from heartbeat.engine.stuck import Stuck
@@ -49,14 +51,16 @@ class Engine:
         deadlines: Deadlines,
     ) -> None:
         self._settings = settings
+        self._registry = registry
         self._deadlines = deadlines
         self._drain = Drain()
         self._is_interrupted = False
         shared = (settings, database, queries)
         self._live_runs = LiveRuns()
-        self._recorder = Recorder(*shared, self._live_runs)
-        self._maintenance = Maintenance(*shared, self._live_runs)
-        self._keeper = LeaseKeeper(*shared, self._live_runs)
+        self._outage = Outage()
+        self._recorder = Recorder(*shared, self._live_runs, self._outage)
+        self._maintenance = Maintenance(*shared, self._live_runs, self._outage)
+        self._keeper = LeaseKeeper(*shared, self._live_runs, self._outage)
         self._backlog = Backlog(settings.concurrency, settings.async_concurrency)
         self._stuck = Stuck(database.flows, self._maintenance)
         bodies = Bodies(registry, database.flows)
@@ -92,8 +96,10 @@ class Engine:
         self._keeper.start()
         self._recorder.start()
         self._maintenance.start()
+        self._outage.quiet_pools()
         self._deadlines.at_every_look(self._watch.look)
         self._deadlines.at_every_look(self._look_at_drain)
+        self._log("started", flows=len(self._registry.classes))
 
     def beat(self, client_ip: str | None = None, *, until_all_ended: bool = False) -> BeatReport:
         """Claim and run what is due, and return the counts: see `Beats.take`."""
@@ -137,6 +143,16 @@ class Engine:
             )
         else:
             self._keeper.unregister()
+        self._outage.close()
+        runs = self._recorder.run_log
+        self._log("stopped", runs_succeeded=runs.succeeded, runs_failed=runs.failed)
+
+    def _log(self, event: str, **counts: int) -> None:
+        """Say who has started or stopped, so that the rows that name this runner can be told from others'."""
+        runner_id, version = self._keeper.lease.id, metadata.version("data-flow-heartbeat")
+        said = ", ".join(f"{name} {count}" for name, count in counts.items())
+        fields = {"event": event, "runner_id": runner_id, "version": version, **counts}
+        log.info("runner %s %s: version %s, %s", runner_id, event, version, said, extra=fields)
 
     def _look_at_drain(self) -> None:
         """Ask flows to stop once nothing is claimed any more, and interrupt them when the drain's time is up."""

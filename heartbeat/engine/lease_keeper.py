@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 from heartbeat.engine.lease import Lease, now
 from heartbeat.engine.live_runs import LiveRuns
+from heartbeat.engine.outage import Outage
+from heartbeat.engine.run_log import MOST, tell_lost
 from heartbeat.errors import HeartbeatError
 from heartbeat.postgres.database import Database, Session
 from heartbeat.postgres.queries import Queries
@@ -28,13 +30,21 @@ _RETRY = 1.0
 class LeaseKeeper:
     """Registers this process as a runner and renews it, on a thread and a session of its own."""
 
-    def __init__(self, settings: Settings, database: Database, queries: Queries, live_runs: LiveRuns) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        queries: Queries,
+        live_runs: LiveRuns,
+        outage: Outage,
+    ) -> None:
         self.lease = Lease(settings.runner_ttl)
         self._settings = settings
         self._database = database
         self._session = Session(database)
         self._queries = queries
         self._live_runs = live_runs
+        self._outage = outage
         self._thread = Repeater("lease", self._keep)
 
     def start(self) -> None:
@@ -59,12 +69,14 @@ class LeaseKeeper:
         try:
             self._renew()
         except Exception as exc:  # whatever it is, the next renewal must be tried
-            log.warning(
-                "the lease could not be renewed: %s", exc,
-                exc_info=None if isinstance(exc, HeartbeatError) else exc, extra={"event": "renewal_failed"},
-            )  # fmt: skip
+            if not self._outage.met("lease", exc):
+                log.warning(
+                    "the lease could not be renewed: %s", exc,
+                    exc_info=None if isinstance(exc, HeartbeatError) else exc, extra={"event": "renewal_failed"},
+                )  # fmt: skip
             self._session.close()
             return min(_RETRY, interval)
+        self._outage.over("lease")
         return interval
 
     def _register(self, run: Callable[..., int]) -> None:
@@ -98,8 +110,7 @@ class LeaseKeeper:
         lost = sorted(unknown & self._live_run_ids(lease)) if unknown else []
         if not lost:
             return
-        log.error("failing %d runs whose claim was cut off, %d to %d", len(lost), lost[0], lost[-1])
-        self._session.run(
+        recorded = self._session.run(
             self._queries.record_outcomes,
             runner_id=lease.id,
             run_ids=lost,
@@ -108,6 +119,8 @@ class LeaseKeeper:
             errors=["the connection broke while this was claimed; it never began"] * len(lost),
             backtraces=[None] * len(lost),
         )
+        named = [self._session.run(self._queries.get_run, run_id=row.run_id) for row in recorded[:MOST]]
+        tell_lost([row for row in named if row is not None], len(recorded))
 
     def _live_run_ids(self, lease: Lease) -> set[int]:
         return {row.run_id for row in self._session.run(self._queries.live_run_ids, runner_id=lease.id)}

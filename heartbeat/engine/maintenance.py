@@ -11,7 +11,9 @@ import threading
 import time
 
 from heartbeat.engine.live_runs import LiveRuns
+from heartbeat.engine.outage import Outage
 from heartbeat.engine.run import Run
+from heartbeat.engine.run_log import tell_lost
 from heartbeat.errors import HeartbeatError
 from heartbeat.postgres.database import Database
 from heartbeat.postgres.pruning import prune
@@ -24,6 +26,9 @@ log = logging.getLogger("heartbeat")
 _SOON = 0.2
 """Seconds to the next look while a stuck thread's note waits to be taken away."""
 
+_RETRY = 1.0
+"""Seconds to the next attempt while the database is away."""
+
 _PRUNE_EVERY = 5.0
 """Seconds between the prunings of heartbeats that come in quick succession."""
 
@@ -34,11 +39,19 @@ _PRUNE_SECONDS = 1.0
 class Maintenance:
     """Repairs what the dead left every third of the TTL, and prunes after heartbeats."""
 
-    def __init__(self, settings: Settings, database: Database, queries: Queries, live_runs: LiveRuns) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        queries: Queries,
+        live_runs: LiveRuns,
+        outage: Outage,
+    ) -> None:
         self._settings = settings
         self._database = database
         self._queries = queries
         self._live_runs = live_runs
+        self._outage = outage
         self._ended_threads: dict[int, Run] = {}
         self._repairing = threading.Lock()
         self._prune_due = False
@@ -72,12 +85,13 @@ class Maintenance:
         ttl = self._settings.runner_ttl
         failed = self._database.run(self._queries.fail_runs_of_dead_runners, runner_ttl=ttl)
         if failed:
-            log.warning("failed %d runs of dead runners", failed, extra={"event": "runs_of_dead_failed"})
+            tell_lost(failed, failed[0].runs_failed)
         self._database.run(self._queries.refresh_stale_statuses)
         self._database.run(self._queries.finish_heartbeats_of_dead_runners, runner_ttl=ttl)
         self._database.run(self._queries.remove_dead_runners, runner_ttl=ttl)
 
     def _work(self) -> float:
+        interval = self._settings.runner_ttl / 3
         try:
             self.repair()
             self._forget_ended_threads()
@@ -85,8 +99,11 @@ class Maintenance:
                 self._prune_due = False  # before: who asks from now on means what comes to be then
                 self._prune()
         except HeartbeatError as exc:
+            if self._outage.met("maintenance", exc):
+                return min(_RETRY, interval)
             log.warning("maintenance has to wait: %s", exc, extra={"event": "maintenance_failed"})
-        interval = self._settings.runner_ttl / 3
+        else:
+            self._outage.over("maintenance")
         # A thread may end before its run's outcome is on record; its note can go right after that.
         return min(_SOON, interval) if self._ended_threads else interval
 

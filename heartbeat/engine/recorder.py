@@ -14,7 +14,9 @@ from typing import Any
 
 from heartbeat.cleaning import clean
 from heartbeat.engine.live_runs import LiveRuns
+from heartbeat.engine.outage import Outage
 from heartbeat.engine.run import Outcome
+from heartbeat.engine.run_log import RunLog, tell_rest
 from heartbeat.engine.tally import Tally
 from heartbeat.errors import DatabaseUnavailable, HeartbeatError, LockTimeout, StatementTimeout
 from heartbeat.postgres.database import Database, Session
@@ -46,12 +48,21 @@ _REASON_LIMIT = 500
 class Recorder:
     """Takes outcomes from any thread and keeps them until they are on record."""
 
-    def __init__(self, settings: Settings, database: Database, queries: Queries, live_runs: LiveRuns) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        queries: Queries,
+        live_runs: LiveRuns,
+        outage: Outage,
+    ) -> None:
         self._settings = settings
         self._database = database
         self._session = Session(database, "bound_recording")
         self._queries = queries
         self._live_runs = live_runs
+        self._outage = outage
+        self.run_log = RunLog()
         self._waiting: deque[Outcome] = deque()
         self._parts: deque[list[Outcome]] = deque()
         """Of batches that were refused. They take turns with what comes in, so that a slow refusal holds nothing up."""
@@ -228,6 +239,7 @@ class Recorder:
 
     def _tell(self, batch: Sequence[Outcome], written: set[int]) -> None:
         """Tell the threads that wait. A run that was ended by another hand counts as failed: so it stands on record."""
+        self.run_log.tell(batch, written)
         succeeded: Counter[Tally] = Counter()
         failed: Counter[Tally] = Counter()
         for outcome in batch:
@@ -255,9 +267,12 @@ class Recorder:
                     failed=tally.failed,
                 )
             except HeartbeatError as exc:
-                log.warning("heartbeat %d could not be finished: %s", tally.heartbeat_id, exc)
+                if not self._outage.met("recorder", exc):
+                    log.warning("heartbeat %d could not be finished: %s", tally.heartbeat_id, exc)
                 return _RETRY
+            self._outage.over("recorder")
             self._unfinished.remove(tally)
+            tell_rest(tally)
         return None
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import psycopg
@@ -51,6 +51,12 @@ class Outcome:
     """The database refused to record how the run ended; this says so in its place."""
     is_in_doubt: bool = False
     """The connection broke while it was recorded: it may be on record."""
+    ended_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def duration_ms(self) -> float | None:
+        """For how long the run went on; None where it never began."""
+        return self.run.ms_until(self.ended_at)
 
 
 def failure(run: Run, exc: BaseException) -> Outcome:
@@ -125,6 +131,10 @@ class Run:
     def has_begun(self) -> bool:
         """Whether a thread or the loop has taken it up."""
         return self._began_at < float("inf")
+
+    def ms_until(self, moment: float) -> float | None:
+        """Return how long it had gone on at a time of `time.monotonic()`; None where it has not begun."""
+        return round((moment - self._began_at) * 1000, 2) if self.has_begun else None
 
     @property
     def is_decided(self) -> bool:

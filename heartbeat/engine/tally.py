@@ -33,6 +33,8 @@ class Tally:
         self.triggered = 0
         self.succeeded = 0
         self.failed = 0
+        self.failures = 0
+        """Failed runs that came to the log's turn; only a share of them has a line."""
         self.remaining = 0
         self.next_due_at: datetime | None = None
         self.is_exhausted = False

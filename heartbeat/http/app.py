@@ -135,7 +135,7 @@ class _Handlers:
             self._start.ask().result()
 
     def _start_core(self) -> None:
-        logs.ensure(self._settings.log_format)
+        logs.ensure(self._settings.log_format, self._settings.log_level)
         if not self._settings.tokens:
             log.warning(
                 "HEARTBEAT_ALLOW_ANONYMOUS is set: anybody who reaches this address starts flows",

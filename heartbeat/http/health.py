@@ -27,6 +27,7 @@ class HealthCheck:
         self._ensure_started = ensure_started
         # A thread of its own: beats that hang never make health unreachable.
         self._checks = SharedCall("heartbeat-health", self._check)
+        self._was_ok = True  # known to the event loop alone
 
     async def answer(self, scope: Scope) -> Answer:
         client = client_of(scope, self._heartbeat.settings)
@@ -34,11 +35,21 @@ class HealthCheck:
             return refusal(405, client=client, reason="method not allowed", headers={"allow": "GET, HEAD"})
         began = time.monotonic()
         health = await self._newest()
+        self._tell_change(health)
         status = 200 if health.ok else 503
         fields = {"event": "health", "client": client, "status": status, "duration_ms": ms_since(began)}
         log.debug("health", extra=fields | ({"reason": health.reason} if health.reason else {}))
         body = {"status": "ok" if health.ok else "unavailable", "stuck_threads": health.stuck_threads}
         return Answer(status, body)
+
+    def _tell_change(self, health: Health) -> None:
+        if health.ok == self._was_ok:
+            return
+        self._was_ok = health.ok
+        if health.ok:
+            log.info("healthy again", extra={"event": "healthy"})
+        else:
+            log.warning("unhealthy: %s", health.reason, extra={"event": "unhealthy", "reason": health.reason})
 
     async def _newest(self) -> Health:
         try:
