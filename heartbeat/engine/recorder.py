@@ -122,14 +122,15 @@ class Recorder:
         has_timed_out = is_warned = False
         while not self._thread.is_stopped:
             try:
-                return self._write(batch)
+                self._write(batch)
+                return self._outage.over("recorder")
             except Exception as exc:  # noqa: BLE001 -- whatever it is, no outcome may be lost to another's
                 is_timeout = isinstance(exc, StatementTimeout)
                 if not isinstance(exc, DatabaseUnavailable) or (is_timeout and has_timed_out):
                     return self._take_apart(batch, exc)
                 has_timed_out = is_timeout
                 _doubt(batch)
-                if not is_warned:
+                if not self._outage.met("recorder", exc) and not is_warned:
                     log.warning("%d outcomes wait for the database: %s", len(batch), exc)
                     is_warned = True
             self._thread.pause(_RETRY)
