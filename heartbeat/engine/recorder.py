@@ -171,8 +171,8 @@ class Recorder:
         self._waiting.extend(outcome for outcome in batch if outcome.run.run_id in record.locked)
         told = [outcome for outcome in batch if outcome.run.run_id not in record.locked]
         for outcome in told:
-            if outcome.is_refused or outcome.run.run_id not in record.written:
-                _log_otherwise(outcome, outcome.run.run_id in record.written)
+            if outcome.run.run_id not in record.written:
+                _log_late(outcome)
         self._tell(told, record.written)
         if ending is not None:
             if record.answer is not None and len(record.written) == len(batch):
@@ -329,21 +329,13 @@ def _reason(exc: Exception) -> str:
     return clean(reason[:_REASON_LIMIT], _REASON_LIMIT)
 
 
-def _log_otherwise(outcome: Outcome, is_written: bool) -> None:
-    """Say that a run's end stands on record otherwise than it was."""
+def _log_late(outcome: Outcome) -> None:
     run = outcome.run
-    fields = {"flow": run.name, "run_id": run.run_id}
-    if is_written:
-        log.warning(
-            "run %d of %s is recorded as failed: %s", run.run_id, run.name, outcome.error,
-            extra={"event": "outcome_refused", **fields},
-        )  # fmt: skip
-    else:
-        log.warning(
-            "run %d of %s had been ended by somebody else; its outcome (%s) was not written",
-            run.run_id, run.name, outcome.status,
-            extra={"event": "late_outcome", **fields},
-        )  # fmt: skip
+    log.warning(
+        "run %d of %s had been ended by somebody else; its outcome (%s) was not written",
+        run.run_id, run.name, outcome.status,
+        extra={"event": "late_outcome", "flow": run.name, "run_id": run.run_id},
+    )  # fmt: skip
 
 
 def _doubt(batch: Sequence[Outcome]) -> None:
