@@ -157,11 +157,11 @@ def _items(raw: object, expected: str) -> list[object]:
 
 
 def endpoint(raw: object) -> str:
-    """Accept a path that a client can type as it stands, with room for `health` beside it."""
+    """Accept a path that a client can type as it stands, with room for `health` and `live` beside it."""
     if not isinstance(raw, str) or not re.fullmatch(f"({_SEGMENT})+", raw):
         raise BadValue("a path such as /data_flows/heartbeat: no slash at its end, nothing to be escaped")
-    if raw.endswith("/health"):
-        raise BadValue("a path that does not end in /health, which is the route beside it")
+    if raw.endswith(("/health", "/live")):
+        raise BadValue("a path that does not end in /health or /live, which are the routes beside it")
     return raw
 
 

@@ -138,7 +138,15 @@ class Settings:
     @property
     def health_path(self) -> str:
         """`health`, beside the heartbeat's path."""
-        return f"{self.path.rpartition('/')[0]}/health"
+        return self._beside("health")
+
+    @property
+    def live_path(self) -> str:
+        """`live`, beside the heartbeat's path."""
+        return self._beside("live")
+
+    def _beside(self, name: str) -> str:
+        return f"{self.path.rpartition('/')[0]}/{name}"
 
     @property
     def database_label(self) -> str:

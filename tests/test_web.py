@@ -25,6 +25,7 @@ from tests.support.fake_heartbeat import NOTHING_DUE, FakeHeartbeat
 
 PATH = "/data_flows/heartbeat"
 HEALTH = "/data_flows/health"
+LIVE = "/data_flows/live"
 TOKEN = (b"authorization", b"Bearer s3cret")
 
 
@@ -148,10 +149,11 @@ def test_another_path_is_404_and_never_a_redirect(method: str, path: str) -> Non
     assert "location" not in reply.headers
 
 
-def test_the_path_is_a_setting_and_health_stands_beside_it() -> None:
+def test_the_path_is_a_setting_and_health_and_live_stand_beside_it() -> None:
     app, _ = make(path="/beat")
     assert ask(app, "POST", "/beat", TOKEN).status == 200
     assert ask(app, "GET", "/health").status == 200
+    assert ask(app, "GET", "/live").status == 200
     assert ask(app, "POST", PATH, TOKEN).status == 404
 
 
@@ -190,6 +192,18 @@ def test_health_needs_no_token_and_answers_with_status_and_stuck_threads() -> No
     assert (reply.status, reply.json) == (503, {"status": "unavailable", "stuck_threads": 2})
     assert ask(app, "HEAD", HEALTH)[::2] == (503, b"")
     assert ask(app, "POST", HEALTH).headers["allow"] == "GET, HEAD"
+
+
+def test_live_is_200_while_the_process_answers_and_asks_nothing_of_the_database() -> None:
+    fake = FakeHeartbeat(token="s3cret", allowed_ips="10.0.0.0/8")
+    app = create_app(heartbeat=fake.as_heartbeat)
+    fake.on_start = fake.on_health = lambda: (_ for _ in ()).throw(DatabaseUnavailable("away"))  # type: ignore[assignment]
+    reply = ask(app, "GET", LIVE)
+    assert (reply.status, reply.json) == (200, {"status": "ok"})
+    assert fake.calls == []
+    assert ask(app, "HEAD", LIVE).body == b""
+    refused = ask(app, "POST", LIVE)
+    assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD")
 
 
 def test_health_is_503_where_the_start_or_the_check_itself_fails() -> None:

@@ -36,7 +36,7 @@ _LOGGED = [
 def create_app(
     *, flows: Iterable[type[DataFlow]] = (), heartbeat: Heartbeat | None = None, **settings: Any
 ) -> Starlette:
-    """Make the app: a heartbeat at the path of the settings, `health` beside it, nothing else.
+    """Make the app: a heartbeat at the path of the settings, `health` and `live` beside it, nothing else.
 
     `settings` are the settings' names in lower case. It starts with its lifespan; mounted in another app,
     where no lifespan reaches it, with its first request. `app.state.heartbeat` is the Heartbeat: such a host
@@ -56,6 +56,7 @@ def create_app(
         routes=[
             ExactRoute(heartbeat.settings.path, Endpoint(handlers.heartbeat), name="heartbeat"),
             ExactRoute(heartbeat.settings.health_path, Endpoint(health.answer), name="health"),
+            ExactRoute(heartbeat.settings.live_path, Endpoint(health.answer_live), name="live"),
         ],
         lifespan=handlers.lifespan,
     )

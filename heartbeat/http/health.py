@@ -1,4 +1,7 @@
-"""`GET health`: is this process fit to take a heartbeat? Without a token, and whatever the allowlist says."""
+"""`GET health`: is this process fit to take a heartbeat? `GET live`: does it answer at all?
+
+Both without a token, and whatever the allowlist says.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,8 @@ class HealthCheck:
 
     async def answer(self, scope: Scope) -> Answer:
         client = client_of(scope, self._heartbeat.settings)
-        if scope["method"] not in ("GET", "HEAD"):
-            return refusal(405, client=client, reason="method not allowed", headers={"allow": "GET, HEAD"})
+        if refused := _refused(scope, client):
+            return refused
         began = time.monotonic()
         health = await self._newest()
         self._tell_change(health)
@@ -41,6 +44,10 @@ class HealthCheck:
         log.debug("health", extra=fields | ({"reason": health.reason} if health.reason else {}))
         body = {"status": "ok" if health.ok else "unavailable", "stuck_threads": health.stuck_threads}
         return Answer(status, body)
+
+    async def answer_live(self, scope: Scope) -> Answer:
+        """Say that the process answers, and ask nothing of the database: no outage may have it restarted."""
+        return _refused(scope, client_of(scope, self._heartbeat.settings)) or Answer(200, {"status": "ok"})
 
     def _tell_change(self, health: Health) -> None:
         if health.ok == self._was_ok:
@@ -64,3 +71,9 @@ class HealthCheck:
             return self._heartbeat.health()
         except BaseException as exc:  # noqa: BLE001 -- whatever it is, the answer is 503
             return Health(ok=False, reason=str(exc))
+
+
+def _refused(scope: Scope, client: str | None) -> Answer | None:
+    if scope["method"] in ("GET", "HEAD"):
+        return None
+    return refusal(405, client=client, reason="method not allowed", headers={"allow": "GET, HEAD"})
