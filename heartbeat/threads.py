@@ -69,9 +69,15 @@ class Repeater:
     def _once(self) -> float | None:
         try:
             return self._call()
-        except Exception:
-            log.exception("%s failed; it is tried again", self._thread.name, extra={"event": "thread_failed"})
+        except BaseException as exc:  # noqa: BLE001 -- SystemExit, too: somebody's log handler may raise it
+            say_failed(self._thread.name, exc)
             return _AFTER_AN_ERROR
+
+
+def say_failed(what: str, exc: BaseException) -> None:
+    """Log that a loop's turn failed. It never raises, as a filter or a handler of the host's may: the loop would end."""
+    with suppress(BaseException):
+        log.error("%s failed; it is tried again", what, exc_info=exc, extra={"event": "thread_failed"})
 
 
 class Busy(Exception):

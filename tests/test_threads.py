@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from heartbeat.postgres.deadlines import Deadlines
 from heartbeat.threads import Busy, Repeater, SharedCall, ThreadPool, result_of
 from tests.support.waiting import wait_until
 
@@ -180,6 +181,54 @@ def test_a_call_that_raises_is_logged_and_made_again(
     repeat(call)
     wait_until(lambda: len(calls) == 3, what="the call to be made again")
     assert [record.exc_info is not None for record in caplog.records] == [True, True]
+
+
+class LeavesWithEachLine(logging.Handler):
+    """A log handler, of a host or a flow, that raises what no `except Exception` takes."""
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        raise SystemExit(3)
+
+
+@pytest.fixture
+def log_that_raises() -> Iterator[None]:
+    handler = LeavesWithEachLine()
+    logging.getLogger("heartbeat").addHandler(handler)
+    yield
+    logging.getLogger("heartbeat").removeHandler(handler)
+
+
+@pytest.mark.usefixtures("log_that_raises")
+def test_no_exception_ends_a_repeater_not_even_one_of_the_log_that_tells_it(
+    repeat: Callable[[Callable[[], float | None]], Repeater], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heartbeat.threads._AFTER_AN_ERROR", 0.01)
+    calls: list[int] = []
+
+    def call() -> float:
+        calls.append(1)
+        raise (SystemExit, MemoryError, KeyboardInterrupt, GeneratorExit)[len(calls) % 4]
+
+    repeat(call)
+    wait_until(lambda: len(calls) >= 8, what="the call to be made again")
+
+
+@pytest.mark.usefixtures("log_that_raises")
+def test_no_exception_ends_the_looks_at_the_clock() -> None:
+    deadlines = Deadlines()
+    looks: list[int] = []
+
+    def leave() -> None:
+        raise SystemExit(3)
+
+    deadlines.at_every_look(leave)
+    deadlines.at_every_look(lambda: looks.append(1))
+    deadlines.add(0, leave)
+    deadlines.start()
+    try:
+        wait_until(lambda: len(looks) >= 3, what="three looks")
+    finally:
+        deadlines.stop()
 
 
 def test_after_its_stop_a_repeater_calls_no_more_and_its_pause_is_cut_short() -> None:

@@ -7,13 +7,12 @@ dictionary.
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-log = logging.getLogger("heartbeat")
+from heartbeat.threads import say_failed
 
 _TICK = 0.05
 """Seconds between looks. A deadline is missed by at most this; setting one costs two dictionary operations."""
@@ -64,8 +63,8 @@ class Deadlines:
             for callback in (self._call_overdue, *self._looks):
                 try:
                     callback()
-                except Exception:
-                    log.exception("a look at the clock failed; the next one comes all the same")
+                except BaseException as exc:  # noqa: BLE001 -- without this thread no wait is bounded any more
+                    say_failed("a look at the clock", exc)
 
     def _call_overdue(self) -> None:
         now = time.monotonic()
