@@ -56,6 +56,11 @@ CREATE INDEX data_flow_runs_by_heartbeat ON data_flow_runs
 CREATE FUNCTION data_flow_runs_refuse_change() RETURNS trigger
 LANGUAGE plpgsql AS $$
 BEGIN
+    IF OLD.ended_at IS NULL THEN
+        RAISE EXCEPTION 'run % has been started and cannot wait again', OLD.id
+            USING ERRCODE = 'restrict_violation', CONSTRAINT = 'data_flow_runs_ended_is_final',
+                  HINT = 'Set its status to failed and its ended_at to now(), then insert a new run.';
+    END IF;
     RAISE EXCEPTION 'run % has ended and is never changed again', OLD.id
         USING ERRCODE = 'restrict_violation', CONSTRAINT = 'data_flow_runs_ended_is_final',
               HINT = 'Insert a new run, or delete this one.';
@@ -66,7 +71,7 @@ $$;
 -- every row locked, and the lock written to the WAL, before each of them.
 CREATE TRIGGER data_flow_runs_ended_is_final
     AFTER UPDATE ON data_flow_runs
-    FOR EACH ROW WHEN (OLD.ended_at IS NOT NULL)
+    FOR EACH ROW WHEN (OLD.ended_at IS NOT NULL OR OLD.status = 'in_progress' AND NEW.status = 'pending')
     EXECUTE FUNCTION data_flow_runs_refuse_change();
 
 COMMENT ON TABLE data_flow_runs IS

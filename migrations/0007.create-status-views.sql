@@ -19,7 +19,9 @@ SELECT
     CASE WHEN live.status = 'in_progress'
          THEN coalesce(runner.host || ' pid ' || runner.pid, 'unknown runner ' || live.runner_id) END AS running_on,
     live.status IS NOT DISTINCT FROM 'pending' AS requested,
-    (SELECT count(*) FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = flow.id) AS stuck_threads
+    (
+        SELECT count(DISTINCT stuck.run_id) FROM data_flow_stuck_threads AS stuck WHERE stuck.data_flow_id = flow.id
+    ) AS stuck_threads
 FROM data_flows AS flow
 LEFT JOIN data_flow_runs AS live
     ON live.data_flow_id = flow.id AND live.status IN ('pending', 'in_progress')
@@ -89,7 +91,7 @@ COMMENT ON COLUMN data_flow_status.running_for IS 'For how long.';
 COMMENT ON COLUMN data_flow_status.running_on IS 'In which process: host and pid.';
 COMMENT ON COLUMN data_flow_status.requested IS 'A run was asked for and waits for the next heartbeat.';
 COMMENT ON COLUMN data_flow_status.stuck_threads IS
-    'Timed-out runs whose thread lives on; the flow is not started meanwhile.';
+    'Runs that were given up and whose thread lives on; the flow is not started meanwhile.';
 COMMENT ON VIEW data_flow_run_log IS 'Every run with its flow''s name. ORDER BY id DESC LIMIT 20 gives the newest.';
 COMMENT ON COLUMN data_flow_run_log.id IS 'data_flow_runs.id';
 COMMENT ON COLUMN data_flow_run_log.data_flow_id IS 'data_flows.id';

@@ -24,6 +24,8 @@ SET LOCAL plan_cache_mode = force_generic_plan;
 SET LOCAL jit = off;
 -- The claim sets next_run_at itself, also to what it was (a hold): the trigger of data_flows leaves it alone.
 SET LOCAL heartbeat.keeps_schedule = 'on';
+-- Who ends a run here knows whether its thread lives; anybody else may not, and data_flow_runs_ended_by_hand notes it.
+SET LOCAL heartbeat.keeps_threads = 'on';
 
 -- name: bound_recording()#
 -- What a transaction, or a session, that records outcomes has otherwise: to be run after begin_bounded.

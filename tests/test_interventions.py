@@ -108,6 +108,121 @@ def test_a_run_ended_by_hand_stays_so_and_its_late_end_is_logged(
         assert (warning.flow, warning.run_id) == ("Slow", before[0].id)
 
 
+class Watching:
+    """A flow that waits to be told to stop, and then for its gate; once the gate is open it ends at once."""
+
+    def __init__(self) -> None:
+        self.gate = Gate()
+        self.told = threading.Event()
+
+    def run(self, flow: DataFlow) -> None:
+        if not self.gate.is_open() and flow.stopping.wait(30):
+            self.told.set()
+        self.gate.hold(flow)
+
+    @property
+    def flow(self) -> type[DataFlow]:
+        return flow_class("Slow", lambda flow: self.run(flow))
+
+
+def stuck_threads(db: Conn) -> int:
+    [(count,)] = db.execute("SELECT count(*) FROM data_flow_stuck_threads").fetchall()
+    return int(count)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        BY_HAND,
+        "UPDATE data_flow_runs SET status = 'success', ended_at = now()",
+        "DELETE FROM data_flow_runs",
+        "TRUNCATE data_flow_runs",
+    ],
+)
+def test_a_run_given_up_by_hand_is_told_to_stop_and_its_flow_waits_for_the_end_of_its_thread(
+    db: Conn, database_url: str, statement: str
+) -> None:
+    watching = Watching()
+    add_flow(db, "Slow")
+    with (
+        Heartbeat(flows=[watching.flow], database_url=database_url, runner_ttl=1) as hb,
+        Heartbeat(flows=[watching.flow], database_url=database_url) as other,
+    ):
+        beat = Background(hb.beat)
+        wait_until(lambda: len(live_runs(db)) == 1)
+        db.execute(statement)
+        assert stuck_threads(db) == 1, "from that moment on, and not only once its process has heard of it"
+        make_due(db)
+        assert other.beat().flows_due == 0
+        assert watching.told.wait(10)
+        assert hb.health().stuck_threads == 1
+        assert hb.beat().flows_due == 0
+        watching.gate.open()
+        beat.result()
+        wait_until(lambda: stuck_threads(db) == 0, what="the note of its thread to go")
+        assert hb.health().stuck_threads == 0
+        make_due(db)
+        assert other.beat().flows_succeeded == 1
+
+
+def test_a_run_whose_flow_is_deleted_is_told_to_stop(db: Conn, database_url: str) -> None:
+    watching = Watching()
+    add_flow(db, "Slow")
+    with Heartbeat(flows=[watching.flow], database_url=database_url, runner_ttl=1) as hb:
+        beat = Background(hb.beat)
+        wait_until(lambda: len(live_runs(db)) == 1)
+        db.execute("DELETE FROM data_flows")
+        assert watching.told.wait(10)
+        watching.gate.open()
+        assert beat.result().flows_failed == 1
+        wait_until(lambda: stuck_threads(db) == 0, what="the note of its thread to go")
+
+
+def test_a_run_that_ends_before_its_process_hears_that_it_was_given_up_leaves_no_note(
+    db: Conn, database_url: str
+) -> None:
+    gate = Gate()
+    add_flow(db, "Slow")
+    with Heartbeat(flows=[gate.flow("Slow")], database_url=database_url) as hb:
+        beat = Background(hb.beat)
+        wait_until(lambda: gate.begun)
+        db.execute(BY_HAND)
+        assert stuck_threads(db) == 1
+        gate.open()
+        beat.result()
+        wait_until(lambda: stuck_threads(db) == 0, what="the note of its thread to go")
+
+
+def test_the_query_of_a_run_given_up_by_hand_is_cancelled(db: Conn, database_url: str) -> None:
+    def run(flow: DataFlow) -> None:
+        with flow.connection() as conn:
+            conn.execute("SELECT pg_sleep(60)")
+
+    add_flow(db, "Slow")
+    sleeping = (
+        "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'"
+    )
+    with Heartbeat(flows=[flow_class("Slow", run)], database_url=database_url, runner_ttl=1) as hb:
+        beat = Background(hb.beat)
+        wait_until(lambda: db.execute(sleeping).fetchone() == (1,))
+        db.execute(BY_HAND)
+        beat.result()
+        wait_until(lambda: db.execute(sleeping).fetchone() == (0,), what="the query to end")
+        wait_until(lambda: stuck_threads(db) == 0, what="the note of its thread to go")
+
+
+def test_a_run_in_progress_cannot_be_set_back_to_pending(db: Conn, database_url: str) -> None:
+    gate = Gate()
+    add_flow(db, "Slow")
+    with Heartbeat(flows=[gate.flow("Slow")], database_url=database_url) as hb:
+        beat = Background(hb.beat)
+        wait_until(lambda: gate.begun)
+        with pytest.raises(psycopg.errors.RestrictViolation, match="cannot wait again"):
+            db.execute("UPDATE data_flow_runs SET status = 'pending', started_at = NULL, runner_id = NULL")
+        gate.open()
+        assert beat.result().flows_succeeded == 1
+
+
 @pytest.mark.parametrize("ending", ["failed", "success"])
 def test_the_next_heartbeat_puts_right_what_a_flow_says_of_a_run_ended_by_hand(
     db: Conn, database_url: str, ending: str
@@ -225,6 +340,7 @@ def test_an_open_transaction_on_one_flow_delays_the_record_of_no_other(
         beat.result()
         wait_until(lambda: not live_runs(db), what="the last record")
         wait_until(lambda: hb.beat() and stale_statuses(db) == [], what="the statuses to be put right")
+        wait_until(lambda: stuck_threads(db) == 0, what="no flow to be kept from starting")
     if "DELETE" in statement and end == "commit":
         assert "Slow" not in statuses(db)
         return

@@ -254,6 +254,6 @@ def _patience(deadline: float) -> float:
 
 
 _STUCK = (
-    "data flow {!r} has timed out and its thread has not ended; "
+    "a run of data flow {!r} was given up and its thread has not ended; "
     "restart the process that data_flow_stuck_threads names"
 )

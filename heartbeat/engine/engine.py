@@ -24,7 +24,7 @@ from heartbeat.engine.live_runs import LiveRuns
 from heartbeat.engine.maintenance import Maintenance
 from heartbeat.engine.outage import Outage
 from heartbeat.engine.recorder import Recorder
-from heartbeat.engine.run import Interrupted, Outcome
+from heartbeat.engine.run import Interrupted, Outcome, Run
 from heartbeat.engine.stuck import Stuck
 from heartbeat.engine.watch import Watch
 from heartbeat.engine.workers import Workers
@@ -58,9 +58,9 @@ class Engine:
         shared = (settings, database, queries)
         self._live_runs = LiveRuns()
         self._outage = Outage()
-        self._recorder = Recorder(*shared, self._live_runs, self._outage)
         self._maintenance = Maintenance(*shared, self._live_runs, self._outage)
-        self._keeper = LeaseKeeper(*shared, self._live_runs, self._outage)
+        self._recorder = Recorder(*shared, self._live_runs, self._outage, self._maintenance.thread_ended)
+        self._keeper = LeaseKeeper(*shared, self._live_runs, self._outage, self._give_up)
         self._backlog = Backlog(settings.concurrency, settings.async_concurrency)
         self._stuck = Stuck(database.flows, self._maintenance)
         bodies = Bodies(registry, database.flows)
@@ -162,6 +162,9 @@ class Engine:
             run.ask_to_stop()
         if self._drain.is_over and not self._is_interrupted:
             self._interrupt()
+
+    def _give_up(self, run: Run, reason: Exception) -> None:
+        self._watch.give_up(run, reason)
 
     def _interrupt(self) -> None:
         """Fail the runs that have no outcome yet: the process goes now."""

@@ -1,6 +1,6 @@
 """The thread that keeps this process's lease, on a session of its own: no flow, pool or lock delays a sign of life.
 
-After a renewal it also fails the runs whose claim was cut off. `lease` is replaced by this thread alone once it has
+After a renewal it also gives up the runs that another hand has ended, and fails those whose claim was cut off. `lease` is replaced by this thread alone once it has
 started; others read it in one step.
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from heartbeat.engine.lease import Lease, now
 from heartbeat.engine.live_runs import LiveRuns
 from heartbeat.engine.outage import Outage
+from heartbeat.engine.run import GivenUp, Run
 from heartbeat.engine.run_log import MOST, tell_lost
 from heartbeat.errors import HeartbeatError
 from heartbeat.postgres.database import Database, Session
@@ -37,7 +38,9 @@ class LeaseKeeper:
         queries: Queries,
         live_runs: LiveRuns,
         outage: Outage,
+        give_up: Callable[[Run, Exception], None],
     ) -> None:
+        """`give_up` is called with each run that another hand has ended."""
         self.lease = Lease(settings.runner_ttl)
         self._settings = settings
         self._database = database
@@ -45,6 +48,7 @@ class LeaseKeeper:
         self._queries = queries
         self._live_runs = live_runs
         self._outage = outage
+        self._give_up = give_up
         self._thread = Repeater("lease", self._keep)
 
     def start(self) -> None:
@@ -89,7 +93,7 @@ class LeaseKeeper:
         lease = self.lease
         if self._session.run(self._queries.renew_runner, runner_id=lease.id):
             lease.renewed(sent_at)
-            self._fail_lost_runs(lease)
+            self._compare_runs(lease)
             return
         log.error(
             "runner %s was given up for dead; its runs write nothing any more, and this process begins anew",
@@ -100,11 +104,20 @@ class LeaseKeeper:
             run.ask_to_stop()
         self._register(self._session.run)
 
-    def _fail_lost_runs(self, lease: Lease) -> None:
-        """Fail runs that were claimed for this runner by a statement whose answer never arrived."""
+    def _compare_runs(self, lease: Lease) -> None:
+        """Hold the runs that this process knows against those that stand under its name."""
+        known = [
+            run for run in self._live_runs if run.lease is lease
+        ]  # first: what is claimed later is in no answer
         live = self._live_run_ids(lease)
-        if not live:
-            return
+        for run in known:
+            if run.run_id not in live and not run.is_decided:
+                self._give_up(run, GivenUp("the run was ended or deleted by hand while it went on"))
+        if live:
+            self._fail_lost_runs(lease, live)
+
+    def _fail_lost_runs(self, lease: Lease, live: set[int]) -> None:
+        """Fail runs that were claimed for this runner by a statement whose answer never arrived."""
         unknown = self._live_runs.lost(live)
         # Unknown, and still live when asked again: not one that was recorded in between.
         lost = sorted(unknown & self._live_run_ids(lease)) if unknown else []

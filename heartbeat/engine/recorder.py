@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from heartbeat.cleaning import clean
 from heartbeat.engine.live_runs import LiveRuns
 from heartbeat.engine.outage import Outage
-from heartbeat.engine.run import Outcome
+from heartbeat.engine.run import Outcome, Run
 from heartbeat.engine.run_log import RunLog, tell_rest
 from heartbeat.engine.tally import Tally
 from heartbeat.errors import DatabaseUnavailable, HeartbeatError, LockTimeout, StatementTimeout
@@ -55,13 +55,16 @@ class Recorder:
         queries: Queries,
         live_runs: LiveRuns,
         outage: Outage,
+        thread_ended: Callable[[Run], None],
     ) -> None:
+        """`thread_ended` is called where a run that another hand had ended is over: its flow may start again."""
         self._settings = settings
         self._database = database
         self._session = Session(database, "bound_recording")
         self._queries = queries
         self._live_runs = live_runs
         self._outage = outage
+        self._thread_ended = thread_ended
         self.run_log = RunLog()
         self._waiting: deque[Outcome] = deque()
         self._parts: deque[list[Outcome]] = deque()
@@ -173,6 +176,8 @@ class Recorder:
         for outcome in told:
             if outcome.run.run_id not in record.written:
                 _log_late(outcome)
+                if not outcome.body_lives:
+                    self._thread_ended(outcome.run)
         self._tell(told, record.written)
         if ending is not None:
             if record.answer is not None and len(record.written) == len(batch):

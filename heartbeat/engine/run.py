@@ -31,6 +31,10 @@ class RunTimeout(Exception):
     """A run took longer than it may. Only ever seen as a run's error."""
 
 
+class GivenUp(Exception):
+    """Somebody ended or deleted the run by hand while it went on. Only ever seen in the log."""
+
+
 class Interrupted(Exception):
     """The process stopped before the run had ended. Only ever seen as a run's error."""
 

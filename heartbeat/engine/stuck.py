@@ -1,4 +1,4 @@
-"""Stuck runs: given up when their time was over, while their body goes on. Their flows must not start again.
+"""Stuck runs: given up, for their time or by another hand, while their body goes on. Their flows must not start again.
 
 The watch adds one, the thread that has its body takes it away: single steps of a set. In the database the recorder
 notes it, just before the run's outcome, and the maintenance takes the note away.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from heartbeat.engine.maintenance import Maintenance
-from heartbeat.engine.run import Outcome, Run, RunTimeout
+from heartbeat.engine.run import Outcome, Run
 from heartbeat.postgres.flow_connections import FlowConnections
 
 log = logging.getLogger("heartbeat")
@@ -26,10 +26,10 @@ class Stuck:
     def __len__(self) -> int:
         return len(self._runs)
 
-    def give_up(self, run: Run) -> Outcome | None:
-        """Fail a run whose time is over, and return the outcome; None where it has just ended."""
+    def give_up(self, run: Run, reason: Exception) -> Outcome | None:
+        """Fail a run, and return the outcome; None where it has just ended."""
         self._runs.add(run)  # before anybody can see that it was given up
-        outcome = run.give_up(RunTimeout(f"the run took longer than {run.timeout:g} s"), body_lives=True)
+        outcome = run.give_up(reason, body_lives=True)
         if outcome is None:
             self._runs.discard(run)
         else:
@@ -37,13 +37,13 @@ class Stuck:
         return outcome
 
     def has_ended(self, run: Run) -> bool:
-        """Say that a run's body has ended after all; False for one that was not given up for its time."""
+        """Say that a run's body has ended after all; False for one that was not given up here."""
         try:
             self._runs.remove(run)
         except KeyError:
             return False
         log.warning(
-            "run %d of %s has ended after all, after it had timed out", run.run_id, run.name,
+            "run %d of %s has ended after all, after it was given up", run.run_id, run.name,
             extra={"event": "stuck_thread_ended", "flow": run.name, "run_id": run.run_id},
         )  # fmt: skip
         self._connections.allow_more(len(self._runs))

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 
-from heartbeat.engine.backlog import Backlog, Lane
+from heartbeat.engine.backlog import Backlog
 from heartbeat.engine.eventloop import EventLoop
 from heartbeat.engine.recorder import Recorder
-from heartbeat.engine.run import Run
+from heartbeat.engine.run import Run, RunTimeout
 from heartbeat.engine.stuck import Stuck
 from heartbeat.engine.workers import Workers
 
@@ -33,17 +33,19 @@ class Watch:
         for lane in self._backlog.lanes:
             for run in lane.active.copy():
                 if run.is_overdue(now):
-                    self._time_out(run, lane)
+                    self.give_up(run, RunTimeout(f"the run took longer than {run.timeout:g} s"))
         self._workers.grow()
         self._loop.look()
 
-    def _time_out(self, run: Run, lane: Lane) -> None:
-        """Fail a run, ask it to end, and give its place to another."""
-        outcome = self._stuck.give_up(run)
+    def give_up(self, run: Run, reason: Exception) -> None:
+        """Fail a run, ask it to end, and give its place to another. Any thread may call; it does not wait."""
+        outcome = self._stuck.give_up(run, reason)
         if outcome is None:
             return
-        had_slot = lane.ended(run)
+        had_thread = self._backlog.threads.ended(run)
+        if not had_thread:
+            self._backlog.loop.ended(run)
         self._recorder.put(outcome)
         run.cancel_body()
-        if had_slot and lane is self._backlog.threads:
+        if had_thread:
             self._workers.replace()

@@ -46,6 +46,8 @@ DROP FUNCTION IF EXISTS
     data_flow_runner_is_dead,
     data_flow_runs_close_segment,
     data_flow_runs_note_stale_status,
+    data_flow_runs_note_thread,
+    data_flow_runs_note_threads,
     data_flow_runs_note_unsettled,
     data_flow_runs_refuse_change,
     data_flows_set_next_run_at,
