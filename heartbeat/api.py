@@ -98,8 +98,15 @@ class Heartbeat:
         Raises what the flow raised, after recording it; FlowNotFound; AlreadyRunning; DatabaseUnavailable.
         """
         outcome = self._engine.run_now(_name(name))
-        if outcome.exception is not None:
-            raise outcome.exception
+        exception, outcome.exception = (
+            outcome.exception,
+            None,
+        )  # nothing of ours keeps what the flow held alive
+        if exception is not None:
+            try:
+                raise exception
+            finally:
+                del exception  # this frame is in its traceback: a circle that only the collector would free
         row = self._database.run(self._queries.get_run, run_id=outcome.run.run_id)
         if row is None:
             raise FlowNotFound(name)

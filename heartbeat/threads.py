@@ -75,7 +75,7 @@ class Repeater:
 
 
 def say_failed(what: str, exc: BaseException) -> None:
-    """Log that a loop's turn failed. It never raises, as a filter or a handler of the host's may: the loop would end."""
+    """Log that a loop failed. It never raises, as a handler of the host may: that would end the loop."""
     with suppress(BaseException):
         log.error("%s failed; it is tried again", what, exc_info=exc, extra={"event": "thread_failed"})
 

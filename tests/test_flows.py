@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import sys
 import threading
+import weakref
+from contextlib import suppress
+from contextvars import ContextVar
+from decimal import Decimal, getcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,8 @@ import pytest
 from heartbeat import DataFlow, Heartbeat, HeartbeatError, SettingsError
 from heartbeat.flows import Registry
 from tests.support.flow_classes import Noop, flow_class
-from tests.support.rows import Conn, add_flow, runs_of
+from tests.support.rows import Conn, add_flow, make_due, runs_of
+from tests.support.waiting import wait_until
 
 
 def write_module(directory: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: str) -> str:
@@ -285,6 +291,61 @@ def test_a_flows_log_lines_name_the_flow_and_the_run(
         run = hb.trigger_run("orders")
     [line] = [record for record in caplog.records if record.name == "heartbeat.flow"]
     assert (line.getMessage(), line.flow, line.run_id) == ("copied 17 rows", "orders", run.id)
+
+
+def test_what_a_flow_sets_in_its_context_is_no_other_runs(db: Conn, database_url: str) -> None:
+    tenant = ContextVar("tenant", default="nobody")
+
+    def work() -> dict[str, str]:
+        seen = {"tenant": tenant.get(), "third": str(Decimal(1) / 3)}
+        tenant.set("acme")
+        getcontext().prec = 3
+        return seen
+
+    async def work_async(self: DataFlow) -> dict[str, str]:
+        return work()
+
+    untouched = {"tenant": "nobody", "third": "0.3333333333333333333333333333"}
+    flows = [flow_class("Sync", lambda self: work()), flow_class("Async", work_async)]
+    for flow in flows:
+        add_flow(db, flow.__name__)
+    with Heartbeat(flows=flows, database_url=database_url, concurrency=1) as hb:
+        for _ in range(3):
+            make_due(db)
+            hb.beat()
+    for flow in flows:
+        assert [run.result for run in runs_of(db, flow.__name__)] == [untouched] * 3
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_what_a_failed_run_held_is_freed_without_the_garbage_collector(
+    db: Conn, database_url: str, is_async: bool
+) -> None:
+    class Held:
+        """Stands for 20 MB of rows."""
+
+    left: list[weakref.ref[Held]] = []
+
+    def fail(self: DataFlow) -> None:
+        held = Held()
+        left.append(weakref.ref(held))
+        raise ValueError("no")
+
+    async def fail_async(self: DataFlow) -> None:
+        fail(self)
+
+    add_flow(db, "Fails")
+    flow = flow_class("Fails", fail_async if is_async else fail)
+    with Heartbeat(flows=[flow], database_url=database_url) as hb:
+        gc.disable()
+        try:
+            hb.beat()
+            with suppress(ValueError):  # pytest.raises would keep it
+                hb.trigger_run("Fails")
+            assert len(left) == 2
+            wait_until(lambda: [ref() for ref in left] == [None, None], what="what it held to be freed")
+        finally:
+            gc.enable()
 
 
 def test_attributes_of_a_flow_do_not_get_in_the_way_of_ours(db: Conn, database_url: str) -> None:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Awaitable
 from contextlib import suppress
+from contextvars import Context
 from typing import Any
 
 from heartbeat.engine.backlog import Lane
@@ -153,7 +154,7 @@ class _Loop:
 
     def begin(self, work: Any) -> asyncio.Task[None]:
         """Start a task. On the loop's thread only."""
-        task = self._loop.create_task(work)
+        task = self._loop.create_task(work, context=Context())  # what a flow sets there is no other's
         self._tasks.add(task)
         return task
 

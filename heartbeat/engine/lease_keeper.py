@@ -1,7 +1,7 @@
 """The thread that keeps this process's lease, on a session of its own: no flow, pool or lock delays a sign of life.
 
-After a renewal it also gives up the runs that another hand has ended, and fails those whose claim was cut off. `lease` is replaced by this thread alone once it has
-started; others read it in one step.
+After a renewal it also gives up the runs that another hand has ended, and fails those whose claim was cut off.
+`lease` is replaced by this thread alone once it has started; others read it in one step.
 """
 
 from __future__ import annotations

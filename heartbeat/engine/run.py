@@ -48,7 +48,10 @@ class Outcome:
     result: str | None = None
     error: str | None = None
     backtrace: str | None = None
+    kind: type[BaseException] | None = None
+    """What kind of exception failed it."""
     exception: BaseException | None = None
+    """The exception itself, only where a caller waits for this run: it keeps all that the flow held alive."""
     body_lives: bool = False
     """The run timed out and its body goes on: the flow must not start again."""
     is_refused: bool = False
@@ -65,7 +68,14 @@ class Outcome:
 
 def failure(run: Run, exc: BaseException) -> Outcome:
     """Make the outcome of a run that raised."""
-    return Outcome(run, "failed", error=error_text(exc), backtrace=backtrace_text(exc), exception=exc)
+    return Outcome(
+        run,
+        "failed",
+        error=error_text(exc),
+        backtrace=backtrace_text(exc),
+        kind=type(exc),
+        exception=exc if run.done is not None else None,
+    )
 
 
 class Run:

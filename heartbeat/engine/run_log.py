@@ -36,7 +36,7 @@ class RunLog:
         self.failed += len(failures)
         for outcome in failures:
             if _has_room(outcome.run.tally):
-                event = _EVENTS.get(type(outcome.exception), "run_failed")
+                event = _EVENTS.get(outcome.kind or Exception, "run_failed")
                 log.warning(*_message(event, outcome), extra=_fields(event, outcome))
         if log.isEnabledFor(logging.DEBUG):
             for outcome in batch:

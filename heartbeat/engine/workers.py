@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+from contextvars import Context
 
 from heartbeat.engine.backlog import Lane
 from heartbeat.engine.body import Bodies, success
@@ -74,7 +75,8 @@ class Workers:
     def _perform(self, run: Run) -> bool:
         """Bring a run to its end, whatever the flow does; False where it had been given up meanwhile."""
         try:
-            result = self._bodies.make(run).run()
+            # A context of its own: what a flow sets there, decimal's precision too, is no other's.
+            result = Context().run(lambda: self._bodies.make(run).run())
             if result is not None and inspect.isawaitable(result):
                 self._loop.adopt(run, result)
                 return self._lane.ended(run)
