@@ -119,10 +119,15 @@ class Heartbeat:
             return Health(ok=False, reason="not started")
         stuck = opened.engine.stuck_threads if opened.engine else 0
         try:
-            opened.database.run_within(2.0, check_schema, queries=self._queries)
+            seconds = opened.database.run_within(2.0, self._look)
         except HeartbeatError as exc:
             return Health(ok=False, stuck_threads=stuck, reason=str(exc))
-        return Health(ok=True, stuck_threads=stuck)
+        return Health(ok=True, stuck_threads=stuck, seconds_since_heartbeat=seconds)
+
+    def _look(self, conn: Any) -> float | None:
+        check_schema(conn, self._queries)
+        seconds: float | None = self._queries.seconds_since_heartbeat(conn)
+        return seconds
 
     # ── flows and their history ──────────────────────────────────────────────────────────────────────────────
 

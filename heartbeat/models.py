@@ -95,3 +95,5 @@ class Health:
     ok: bool
     stuck_threads: int = 0
     reason: str | None = None
+    seconds_since_heartbeat: float | None = None
+    """Since the newest one, of whichever process; None where there was none, or nobody knows."""

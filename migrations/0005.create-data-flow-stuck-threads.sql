@@ -69,7 +69,8 @@ CREATE TRIGGER data_flow_runs_truncated
     FOR EACH STATEMENT EXECUTE FUNCTION data_flow_runs_note_threads();
 
 COMMENT ON TABLE data_flow_stuck_threads IS
-    'Runs that were given up and whose thread has not ended yet; usually empty. Their flows are not started meanwhile. '
+    'Runs that were given up and whose thread has not ended yet; usually empty. '
+    'Their flows are not started meanwhile. '
     'Restart the process (see data_flow_runners) to be rid of one.';
 COMMENT ON COLUMN data_flow_stuck_threads.run_id IS 'The run that timed out, or was ended or deleted by hand (data_flow_runs.id).';
 COMMENT ON COLUMN data_flow_stuck_threads.data_flow_id IS 'Its flow, which is not started while this row stands.';

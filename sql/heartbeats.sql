@@ -151,6 +151,13 @@ CROSS JOIN LATERAL (
 ) AS counted
 WHERE beat.id = dead.id;
 
+-- name: seconds_since_heartbeat()$
+-- How long ago the newest heartbeat came, of whichever process. Null: there was none.
+SELECT extract(epoch FROM statement_timestamp() - beat.received_at)::float8
+FROM heartbeats AS beat
+ORDER BY beat.id DESC
+LIMIT 1;
+
 -- name: prune_heartbeats(retention_days, max_rows)!
 -- Delete finished heartbeats older than the retention, from among the max_rows oldest.
 WITH oldest AS MATERIALIZED (

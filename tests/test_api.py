@@ -523,7 +523,9 @@ def test_two_services_in_one_process_do_not_know_each_other(
 
 def test_health_is_fine_until_the_schema_is_not_the_codes(db: Conn, database_url: str) -> None:
     with Heartbeat(database_url=database_url) as hb:
-        assert hb.health().ok
+        assert (hb.health().ok, hb.health().seconds_since_heartbeat) == (True, None)
+        hb.beat()
+        assert 0 <= (hb.health().seconds_since_heartbeat or -1) < 60
         db.execute(
             "INSERT INTO _yoyo_migration (migration_hash, migration_id, applied_at_utc) VALUES ('x', '9999.x', now())"
         )

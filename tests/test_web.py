@@ -40,7 +40,12 @@ class Reply(NamedTuple):
 
 
 async def send(
-    app: Starlette, method: str, path: str, *headers: tuple[bytes, bytes], client: str | None = "192.0.2.1"
+    app: Starlette,
+    method: str,
+    path: str,
+    *headers: tuple[bytes, bytes],
+    client: str | None = "192.0.2.1",
+    query: bytes = b"",
 ) -> Reply:
     """Put a request to the app whose body nobody may read."""
     sent: list[Message] = []
@@ -56,7 +61,7 @@ async def send(
         "method": method,
         "path": path,
         "root_path": "",
-        "query_string": b"",
+        "query_string": query,
         "headers": list(headers),
         "client": client and (client, 4711),
     }
@@ -192,6 +197,29 @@ def test_health_needs_no_token_and_answers_with_status_and_stuck_threads() -> No
     assert (reply.status, reply.json) == (503, {"status": "unavailable", "stuck_threads": 2})
     assert ask(app, "HEAD", HEALTH)[::2] == (503, b"")
     assert ask(app, "POST", HEALTH).headers["allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "query", "status"),
+    [
+        (59.0, b"fresh=60", 200),
+        (61.0, b"fresh=60", 503),
+        (61.0, b"other=60", 200),
+        (61.0, b"", 200),
+        (None, b"fresh=1e9", 503),
+        *(
+            (1.0, query, 400)
+            for query in (b"fresh", b"fresh=", b"fresh=0", b"fresh=-1", b"fresh=nan", b"fresh=inf")
+        ),
+        *((1.0, query, 400) for query in (b"fresh=x", b"fresh=60&fresh=70", b"fresh=%ff")),
+    ],
+)
+def test_health_is_503_where_the_newest_heartbeat_is_older_than_it_may_be(
+    seconds: float | None, query: bytes, status: int
+) -> None:
+    app, fake = make()
+    fake.on_health = lambda: Health(ok=True, seconds_since_heartbeat=seconds)
+    assert ask(app, "GET", HEALTH, query=query).status == status
 
 
 def test_live_is_200_while_the_process_answers_and_asks_nothing_of_the_database() -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
+from urllib.parse import parse_qs
 
 from starlette.types import Scope
 
@@ -36,13 +38,19 @@ class HealthCheck:
         client = client_of(scope, self._heartbeat.settings)
         if refused := _refused(scope, client):
             return refused
+        try:
+            fresh = _fresh(scope)
+        except ValueError as exc:
+            return Answer(400, {"error": str(exc)})
         began = time.monotonic()
         health = await self._newest()
         self._tell_change(health)
-        status = 200 if health.ok else 503
+        reason = health.reason or _late(health.seconds_since_heartbeat, fresh)
+        is_ok = health.ok and reason is None
+        status = 200 if is_ok else 503
         fields = {"event": "health", "client": client, "status": status, "duration_ms": ms_since(began)}
-        log.debug("health", extra=fields | ({"reason": health.reason} if health.reason else {}))
-        body = {"status": "ok" if health.ok else "unavailable", "stuck_threads": health.stuck_threads}
+        log.debug("health", extra=fields | ({"reason": reason} if reason else {}))
+        body = {"status": "ok" if is_ok else "unavailable", "stuck_threads": health.stuck_threads}
         return Answer(status, body)
 
     async def answer_live(self, scope: Scope) -> Answer:
@@ -71,6 +79,27 @@ class HealthCheck:
             return self._heartbeat.health()
         except BaseException as exc:  # noqa: BLE001 -- whatever it is, the answer is 503
             return Health(ok=False, reason=str(exc))
+
+
+def _fresh(scope: Scope) -> float | None:
+    """Read how old the newest heartbeat may be, in seconds; None where nobody asks. Raises ValueError."""
+    given = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True).get("fresh")
+    if given is None:
+        return None
+    try:
+        [seconds] = map(float, given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError("fresh must be one positive number of seconds")
+    return seconds
+
+
+def _late(seconds: float | None, fresh: float | None) -> str | None:
+    """Say so where the newest heartbeat is older than it may be."""
+    if fresh is None or (seconds is not None and seconds <= fresh):
+        return None
+    return "there was no heartbeat yet" if seconds is None else f"no heartbeat for {seconds:.0f} s"
 
 
 def _refused(scope: Scope, client: str | None) -> Answer | None:
