@@ -72,7 +72,8 @@ COMMENT ON TABLE data_flow_stuck_threads IS
     'Runs that were given up and whose thread has not ended yet; usually empty. '
     'Their flows are not started meanwhile. '
     'Restart the process (see data_flow_runners) to be rid of one.';
-COMMENT ON COLUMN data_flow_stuck_threads.run_id IS 'The run that timed out, or was ended or deleted by hand (data_flow_runs.id).';
+COMMENT ON COLUMN data_flow_stuck_threads.run_id IS
+    'The run that timed out, or was ended or deleted by hand (data_flow_runs.id).';
 COMMENT ON COLUMN data_flow_stuck_threads.data_flow_id IS 'Its flow, which is not started while this row stands.';
 COMMENT ON COLUMN data_flow_stuck_threads.runner_id IS 'The process with the thread; the row goes with the runner.';
 COMMENT ON COLUMN data_flow_stuck_threads.since IS 'When the run was given up.';
