@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlencode
 
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
 from heartbeat import DatabaseUnavailable, DataFlow, Heartbeat, HeartbeatError
 from tests.support.flow_classes import Gate, flow_class
-from tests.support.rows import Conn, add_flow, runs_of
+from tests.support.rows import Conn, add_flow, runs_of, statuses_of
 from tests.support.waiting import Background, wait_until
 
 
@@ -377,3 +380,65 @@ def test_a_session_that_was_ended_right_after_its_last_use_costs_no_heartbeat(
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
             assert hb.beat().flows_due == 0
+
+
+# --- why there is none ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def login(db: Conn) -> Iterator[str]:
+    """A login of the test's own, which `shut_out` takes away."""
+    role = f"{db.info.dbname}_shut_out"
+    db.execute(sql.SQL("CREATE ROLE {} LOGIN SUPERUSER PASSWORD 'x'").format(sql.Identifier(role)))
+    yield role
+    db.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
+
+
+def url_of(login: str, database_url: str) -> str:
+    return f"postgresql:///?{urlencode(conninfo_to_dict(database_url, user=login, password='x'))}"
+
+
+def shut_out(db: Conn, login: str) -> None:
+    db.execute(sql.SQL("ALTER ROLE {} NOLOGIN").format(sql.Identifier(login)))
+    db.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [login])
+
+
+def test_a_heartbeat_that_gets_no_connection_says_why(db: Conn, database_url: str, login: str) -> None:
+    with Heartbeat(database_url=url_of(login, database_url)) as hb:
+        hb.beat()
+        shut_out(db, login)
+        with pytest.raises(DatabaseUnavailable, match="not permitted to log in"):
+            hb.beat()
+        assert "not permitted to log in" in (hb.health().reason or "")
+
+
+def test_a_flow_that_gets_no_connection_says_why(db: Conn, database_url: str, login: str) -> None:
+    errors: list[str] = []
+
+    def run(self: DataFlow) -> None:
+        shut_out(db, login)
+        with pytest.raises(DatabaseUnavailable) as caught, self.connection():
+            pass
+        errors.append(str(caught.value))
+        db.execute(sql.SQL("ALTER ROLE {} LOGIN").format(sql.Identifier(login)))
+
+    add_flow(db, "Copy")
+    with Heartbeat(flows=[flow_class("Copy", run)], database_url=url_of(login, database_url)) as hb:
+        hb.beat()
+        wait_until(lambda: statuses_of(db, "Copy") == ["success"], what="the record")
+    assert "not permitted to log in" in errors[0]
+
+
+def test_a_flow_that_borrows_more_than_there_are_is_told_so(db: Conn, database_url: str) -> None:
+    def run(self: DataFlow) -> None:
+        with self.connection(), self.connection(), self.connection():
+            pass
+
+    add_flow(db, "Copy")
+    with (
+        Heartbeat(
+            flows=[flow_class("Copy", run)], database_url=database_url, concurrency=1, async_concurrency=1
+        ) as hb,
+        pytest.raises(DatabaseUnavailable, match="at most 2 are lent at once"),
+    ):
+        hb.trigger_run("Copy")

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import select
 import socket
+import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import tuple_row
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from heartbeat.postgres.deadlines import Deadlines
 
 Connection = psycopg.Connection[Any]
+C = TypeVar("C", bound=psycopg.Connection[Any])
 
 CONNECT_TIMEOUT = 3
 """Seconds to establish a connection, libpq's own bound. With a check's limit it keeps a 503 within five seconds."""
@@ -41,6 +43,34 @@ POOL: Mapping[str, Any] = {
 
 _PROOF_LIMIT = 1.0
 """Seconds for a pooled connection to prove itself: one into a black hole would hang for minutes."""
+
+
+class ConnectFailure:
+    """Why a pool last failed to connect: the pool itself says only that it took too long."""
+
+    def __init__(self) -> None:
+        self._last: tuple[float, psycopg.Error] | None = None
+
+    def noted_by(self, base: type[C]) -> type[C]:
+        """Make a connection class that notes it here."""
+        failure = self
+
+        class Noting(base):  # type: ignore[valid-type,misc]
+            @classmethod
+            def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
+                try:
+                    return super().connect(conninfo, **kwargs)
+                except psycopg.Error as exc:
+                    failure._last = (time.monotonic(), exc)
+                    raise
+
+        return Noting
+
+    def behind(self, timeout: PoolTimeout) -> psycopg.Error:
+        """Return what was in the way of a connection that the pool did not give in time."""
+        if self._last is not None and time.monotonic() - self._last[0] <= CONNECT_TIMEOUT + 1:
+            return self._last[1]
+        return timeout
 
 
 def bounded_conninfo(url: str) -> str:

@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import errors as pg
 from psycopg.types.string import TextLoader
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from heartbeat.errors import DatabaseUnavailable, SessionEnded
 from heartbeat.postgres.connections import (
     POOL,
+    ConnectFailure,
     Connection,
     bounded_conninfo,
     has_spoken,
@@ -75,6 +76,7 @@ class Database(Statements):
         self._sessions_have_bounds = False
         self._prepare_threshold: int | None = 2
         self._own: ConnectionPool[_OwnConnection] | None = None
+        self._failure = ConnectFailure()
         self._flows: FlowConnections | None = None
         self._lock = threading.Lock()
 
@@ -107,7 +109,7 @@ class Database(Statements):
         self._sessions_have_bounds = self._try_bounds()
         self._own = ConnectionPool(
             self._conninfo_for(*_SCRIPTS),
-            connection_class=_OwnConnection,
+            connection_class=self._failure.noted_by(_OwnConnection),
             kwargs={"autocommit": True},
             max_size=_OWN_CONNECTIONS,
             name="heartbeat-own",
@@ -183,7 +185,10 @@ class Database(Statements):
     def _good_one(self, pool: ConnectionPool[_OwnConnection], trusted: float) -> _OwnConnection:
         """Take a connection that answers, or that did what it should within the last `trusted` seconds."""
         while True:
-            conn = pool.getconn()
+            try:
+                conn = pool.getconn()
+            except PoolTimeout as exc:
+                raise self._failure.behind(exc) from exc
             if (time.monotonic() - conn.used_at < trusted and not has_spoken(conn)) or self._is_good(conn):
                 return conn
             pool.putconn(conn)  # which throws it away

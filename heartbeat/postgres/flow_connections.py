@@ -8,8 +8,9 @@ import psycopg
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from heartbeat.errors import DatabaseUnavailable
-from heartbeat.postgres.connections import POOL, Connection, looks_changed, prove
+from heartbeat.postgres.connections import POOL, ConnectFailure, Connection, looks_changed, prove
 from heartbeat.postgres.deadlines import Deadlines
+from heartbeat.postgres.errors import translate
 from heartbeat.postgres.queries import Queries
 from heartbeat.settings import Settings
 
@@ -22,8 +23,10 @@ class FlowConnections:
         self._deadlines = deadlines
         self._is_closed = False
         self._size = settings.concurrency + settings.async_concurrency
+        self._failure = ConnectFailure()
         self._pool: ConnectionPool[Connection] = ConnectionPool(
             conninfo,
+            connection_class=self._failure.noted_by(psycopg.Connection),
             max_size=self._size,
             name="heartbeat-flows",
             check=self._check,
@@ -40,8 +43,18 @@ class FlowConnections:
         try:
             self._pool.open()  # does nothing where it is open
             return self._pool.getconn()
-        except (PoolTimeout, PoolClosed, psycopg.Error) as exc:
-            raise DatabaseUnavailable("no database connection could be had for the flow in time") from exc
+        except PoolTimeout as exc:
+            raise DatabaseUnavailable(self._reason(exc)) from exc
+        except (PoolClosed, psycopg.Error) as exc:
+            raise DatabaseUnavailable(f"no database connection could be had for the flow: {exc}") from exc
+
+    def _reason(self, timeout: PoolTimeout) -> str:
+        """Say what was in the way: the database, or the flows that have borrowed all there are."""
+        failure = self._failure.behind(timeout)
+        if failure is not timeout:
+            return f"no database connection could be had for the flow: {translate(failure)}"
+        most = self._pool.max_size
+        return f"no database connection could be had for the flow in time: at most {most} are lent at once"
 
     def take_back(self, conn: Connection) -> None:
         """Return a connection to the pool, which resets it."""
