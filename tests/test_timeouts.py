@@ -186,8 +186,8 @@ def test_an_async_flow_that_will_not_be_cancelled_is_a_thread_that_lives_on(
         wait_until(lambda: stuck_runs(db) == 0)
 
 
-def test_a_flow_that_blocks_the_loop_keeps_no_later_async_flow_from_running(
-    db: Conn, database_url: str, gate: Gate
+def test_a_flow_that_blocks_the_loop_is_named_and_keeps_no_later_async_flow_from_running(
+    db: Conn, database_url: str, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def block(self: DataFlow) -> None:
         gate.hold(self)
@@ -204,6 +204,8 @@ def test_a_flow_that_blocks_the_loop_keeps_no_later_async_flow_from_running(
         wait_until(lambda: gate.begun)
         for _ in range(2):
             assert Background(lambda: hb.trigger_run("Fine")).result(5).result == "fine"
+        [blocked] = [vars(record) for record in caplog.records if vars(record).get("event") == "loop_blocked"]
+        assert (blocked["flow"], blocked["run_id"]) == ("Block", runs_of(db, "Block")[0].id)
         gate.open()
         assert beat.result().flows_succeeded == 1
 

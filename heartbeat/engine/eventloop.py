@@ -71,7 +71,7 @@ class EventLoop:
         with self._lock:
             loop = self._current
             if loop is not None and loop.is_blocked():
-                log.error("an async flow blocks the event loop; the others get a new one")
+                _tell_blocked(loop.current_run)
                 self._current = None
                 loop.abandon()
         if self._lane.waiting:
@@ -103,7 +103,7 @@ class EventLoop:
             self._begin(loop, run)
 
     def _begin(self, loop: _Loop, run: Run, work: Awaitable[Any] | None = None) -> None:
-        task = loop.begin(self._perform(loop, run, work))
+        task = loop.begin(run, self._perform(loop, run, work))
         run.cancel = lambda: loop.call(task.cancel)  # no sooner than its first step: both wait in one queue
         if run.is_decided:  # it was given up while there was nothing to cancel
             run.cancel()
@@ -129,6 +129,15 @@ class EventLoop:
             self._stuck.has_ended(run)
 
 
+def _tell_blocked(run: Run | None) -> None:
+    who = "an async flow" if run is None else f"run {run.run_id} of {run.name}"
+    fields = {} if run is None else {"flow": run.name, "run_id": run.run_id}
+    log.error(
+        "%s blocks the event loop; the other async flows get a new one", who,
+        extra={"event": "loop_blocked", **fields},
+    )  # fmt: skip
+
+
 class _Loop:
     """One asyncio loop with its thread, which ends when it is told to, or was abandoned and has no work left."""
 
@@ -137,7 +146,7 @@ class _Loop:
             self._loop = asyncio.new_event_loop()
         except OSError as exc:  # no more files
             raise RuntimeError(f"no event loop can be made: {exc}") from exc
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[Any], Run] = {}
         self._must_end = False
         self._is_abandoned = False
         self._asked_at: float | None = None  # when it was asked whether it lives, and has not answered
@@ -152,17 +161,17 @@ class _Loop:
         with suppress(RuntimeError):  # it is closed
             self._loop.call_soon_threadsafe(callback)
 
-    def begin(self, work: Any) -> asyncio.Task[None]:
-        """Start a task. On the loop's thread only."""
+    def begin(self, run: Run, work: Any) -> asyncio.Task[None]:
+        """Start a run's task. On the loop's thread only."""
         task = self._loop.create_task(work, context=Context())  # what a flow sets there is no other's
-        self._tasks.add(task)
+        self._tasks[task] = run
         return task
 
     def ended(self) -> None:
         """Note the end of the task that runs. On the loop's thread only."""
         task = asyncio.current_task()
         if task is not None:
-            self._tasks.discard(task)
+            self._tasks.pop(task, None)
         if self._is_abandoned:
             self._end_when_idle()
 
@@ -175,6 +184,12 @@ class _Loop:
             self._asked_at = now
             self.call(self._answer)
         return False
+
+    @property
+    def current_run(self) -> Run | None:
+        """The run whose code the loop is in; None where it is a task that a flow has made."""
+        task = asyncio.current_task(self._loop)
+        return None if task is None else self._tasks.get(task)
 
     def abandon(self) -> None:
         """Leave it to the flow that blocks it: it ends with its last run."""
