@@ -113,7 +113,10 @@ class Heartbeat:
         return _run(row)
 
     def health(self) -> Health:
-        """Say whether the database is reachable and its schema current. Never raises; takes four seconds at most."""
+        """Say whether the database is reachable, its schema current, and what ended is on record within one TTL.
+
+        Never raises; takes four seconds at most.
+        """
         opened = self._opened
         if opened is None:
             return Health(ok=False, reason="not started")
@@ -122,7 +125,10 @@ class Heartbeat:
             seconds = opened.database.run_within(2.0, self._look)
         except HeartbeatError as exc:
             return Health(ok=False, stuck_threads=stuck, reason=str(exc))
-        return Health(ok=True, stuck_threads=stuck, seconds_since_heartbeat=seconds)
+        problem = opened.engine.problem() if opened.engine else None
+        return Health(
+            ok=problem is None, stuck_threads=stuck, reason=problem, seconds_since_heartbeat=seconds
+        )
 
     def _look(self, conn: Any) -> float | None:
         check_schema(conn, self._queries)

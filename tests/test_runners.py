@@ -320,6 +320,25 @@ def finished(db: Conn) -> bool:
     return db.execute("SELECT bool_and(finished_at IS NOT NULL) FROM heartbeats").fetchone() == (True,)
 
 
+def test_health_says_that_an_outcome_has_waited_for_longer_than_the_ttl(db: Conn, database_url: str) -> None:
+    gate = Gate()
+    add_flow(db, "Slow")
+    with (
+        psycopg.connect(database_url) as dba,
+        Heartbeat(flows=[gate.flow("Slow")], database_url=database_url, runner_ttl=1, time_budget=1) as hb,
+    ):
+        beat = Background(hb.beat)
+        wait_until(lambda: gate.begun)
+        dba.execute("LOCK TABLE data_flow_runs IN SHARE MODE")  # its flows are read, and nothing is recorded
+        gate.open()
+        assert hb.health().ok
+        wait_until(lambda: not hb.health().ok, what="the outcome to have waited for long")
+        assert "could not be recorded" in (hb.health().reason or "")
+        dba.rollback()
+        wait_until(lambda: hb.health().ok, what="the record")
+        beat.result()
+
+
 def test_a_triggered_run_comes_back_though_the_database_was_away_when_it_ended(
     database_url: str, outage: Outage
 ) -> None:

@@ -91,6 +91,14 @@ class Engine:
         """Timed-out runs of this process whose thread lives on."""
         return len(self._stuck)
 
+    def problem(self) -> str | None:
+        """Say what keeps this process from doing its work; None where nothing does."""
+        since = self._live_runs.waiting_since
+        waited = 0.0 if since is None else time.monotonic() - since
+        if waited <= self._settings.runner_ttl:
+            return None
+        return f"how a run ended could not be recorded for {waited:.0f} s"
+
     def start(self) -> None:
         """Register and begin to renew. Raises DatabaseUnavailable."""
         self._keeper.start()

@@ -47,6 +47,11 @@ class LiveRuns:
         """Whether a run has no outcome yet: one that waits, is about to begin, or goes on."""
         return any(not run.is_decided for run in self)
 
+    @property
+    def waiting_since(self) -> float | None:
+        """Since when the oldest outcome has waited to be recorded, by `time.monotonic()`; None where none waits."""
+        return min((at for run in self if (at := run.decided_at) is not None), default=None)
+
     @contextmanager
     def claiming(self) -> Iterator[None]:
         """Say that a claim is under way; what it claims is added in the block."""

@@ -155,6 +155,12 @@ class Run:
         """Whether it has its outcome."""
         return self._outcome is not None
 
+    @property
+    def decided_at(self) -> float | None:
+        """When it had its outcome, by `time.monotonic()`; None where it has none yet."""
+        outcome = self._outcome
+        return None if outcome is None else outcome.ended_at
+
     def end(self, outcome: Outcome, connections: FlowConnections) -> bool:
         """End its body, and make this its outcome; False where it was given up before, and so has another."""
         with self._lock:
