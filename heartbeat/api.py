@@ -13,7 +13,7 @@ from typing import Any, Self
 from heartbeat import validation
 from heartbeat.cleaning import parse_json, safe_repr
 from heartbeat.engine import Engine
-from heartbeat.errors import DatabaseUnavailable, FlowNotFound, HeartbeatError, ValidationError
+from heartbeat.errors import DatabaseUnavailable, FlowNotFound, HeartbeatError, SchemaError, ValidationError
 from heartbeat.flows import DataFlow, Registry
 from heartbeat.models import BeatReport, DataFlowRecord, DataFlowRun, Health
 from heartbeat.postgres.database import Database
@@ -113,7 +113,7 @@ class Heartbeat:
         return _run(row)
 
     def health(self) -> Health:
-        """Say whether the database is reachable, its schema current, and what ended is on record within one TTL.
+        """Say whether the database is reachable, its schema whole, and what ended is on record within one TTL.
 
         Never raises; takes four seconds at most.
         """
@@ -132,6 +132,8 @@ class Heartbeat:
 
     def _look(self, conn: Any) -> float | None:
         check_schema(conn, self._queries)
+        if damage := self._queries.list_damage(conn):
+            raise SchemaError("; ".join(row.problem for row in damage))
         seconds: float | None = self._queries.seconds_since_heartbeat(conn)
         return seconds
 

@@ -54,6 +54,51 @@ SELECT migration_id FROM _yoyo_migration ORDER BY migration_id;
 -- The text that they had when they were applied. An error (no such table): an unreleased version applied them.
 SELECT migration_id, fingerprint, version FROM data_flow_schema ORDER BY migration_id;
 
+-- name: list_damage()
+-- What keeps the schema from doing what it must, a sentence each. No row: nothing.
+SELECT 'the database takes no writes: it is a standby, or default_transaction_read_only is on' AS problem
+WHERE pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'
+UNION ALL
+SELECT 'triggers do not fire: session_replication_role is not origin'
+WHERE current_setting('session_replication_role') <> 'origin'
+UNION ALL
+SELECT format('the trigger %%I is off: ALTER TABLE %%s ENABLE TRIGGER %%1$I', kept.tgname, kept.tgrelid::regclass)
+FROM pg_trigger AS kept
+WHERE kept.tgenabled IN ('D', 'R')
+    AND kept.tgrelid = ANY (ARRAY[
+        'data_flows'::regclass, 'data_flow_runs'::regclass, 'data_flow_runners'::regclass,
+        'data_flow_stuck_threads'::regclass
+    ])
+UNION ALL
+SELECT format('the trigger %%I of %%s is missing', needed.name, needed.relation)
+FROM (
+    VALUES
+        ('data_flows'::regclass, 'data_flows_next_run_at_on_insert'),
+        ('data_flows', 'data_flows_next_run_at_on_update'),
+        ('data_flows', 'data_flows_updated_at'),
+        ('data_flow_runs', 'data_flow_runs_ended_is_final'),
+        ('data_flow_runs', 'data_flow_runs_stale_status_on_end'),
+        ('data_flow_runs', 'data_flow_runs_stale_status_on_delete'),
+        ('data_flow_runs', 'data_flow_runs_ended_by_hand'),
+        ('data_flow_runs', 'data_flow_runs_deleted_by_hand'),
+        ('data_flow_runs', 'data_flow_runs_truncated')
+) AS needed (relation, name)
+WHERE NOT EXISTS (
+    SELECT FROM pg_trigger AS kept WHERE kept.tgrelid = needed.relation AND kept.tgname = needed.name
+)
+UNION ALL
+SELECT format('the unique index %%I of data_flow_runs is missing or not valid', needed.name)
+FROM (VALUES ('data_flow_runs_pkey'), ('data_flow_runs_one_live_run_per_flow')) AS needed (name)
+WHERE NOT EXISTS (
+    SELECT
+    FROM pg_index AS kept
+    JOIN pg_class AS index ON index.oid = kept.indexrelid
+    WHERE kept.indrelid = 'data_flow_runs'::regclass
+        AND index.relname = needed.name
+        AND kept.indisunique
+        AND kept.indisvalid
+);
+
 -- name: note_fingerprint(migration_id, fingerprint, version)!
 -- Note a migration's text, in the transaction that applies it.
 INSERT INTO data_flow_schema (migration_id, fingerprint, version)

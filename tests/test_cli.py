@@ -738,7 +738,8 @@ def test_check_says_what_it_checked(command: Command) -> None:
     done = command("check")
 
     assert done.status == 0
-    assert list(findings(done)) == ["settings", "flows", "sql files", "database", "schema", "statements"]
+    subjects = ["settings", "flows", "sql files", "database", "schema", "statements", "state"]
+    assert list(findings(done)) == subjects
     assert set(findings(done).values()) == {"ok"}
     assert "Works (every 3600 s), Fails (every 3600 s)" in done.out
 

@@ -68,9 +68,11 @@ def _files(settings: Settings) -> Finding:
 def _database(settings: Settings, *, statements: bool) -> Iterator[Finding]:
     chosen = replace(settings, flows=(), sql_dir=settings.sql_dir if statements else None)
     problem: HeartbeatError | None = None
+    damage: str | None = None
     with closing(Heartbeat(settings=chosen)) as heartbeat:
         try:
             heartbeat.start(run_flows=False)
+            damage = heartbeat.health().reason
         except HeartbeatError as exc:
             problem = exc
     reached = problem is None or isinstance(problem, SchemaError | QueryError)
@@ -81,3 +83,5 @@ def _database(settings: Settings, *, statements: bool) -> Iterator[Finding]:
     yield Finding("schema", "is this version's", problem if wrong_schema else None)
     if statements and not wrong_schema:
         yield Finding("statements", "each fits the schema", problem)
+    if problem is None:
+        yield Finding("state", "can be written, is whole", SchemaError(damage) if damage else None)
